@@ -1,0 +1,751 @@
+"""The science behind *The kernel-balanced equation, executable*, in the paper's order.
+
+Everything acts on ensembles: M networks at once, each with a data set of its own of N points with b bits; one
+network is M = 1.  H counts the heads of a network (1: mean only, 2: mean and standard deviation), T the recorded
+epochs, P the parameters.  Parameters are the dictionary of stacked tensors that `torch.func.stack_module_state`
+makes of M ordinary modules.  Functions are pure: what is random takes a generator, nothing is kept between calls.
+
+Time: a gradient descent of step size eta (the learning rate) for n epochs stands for a flow of duration t = eta * n,
+under the loss as written: the mean over the points unless `reduction="sum"` is asked for.
+
+[1] K. Nakazato, The kernel-balanced equation for deep neural networks, arXiv:2309.07367 (2023); "eq." and "FIG."
+    below are this paper's.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.integrate import solve_ivp
+from scipy.optimize import brentq
+from scipy.stats import binomtest
+from torch import Generator, Tensor
+from torch.func import jacrev, vmap
+
+Params = dict[str, Tensor]
+Readout = str | tuple[str, str]
+
+# A network has failed once one epoch moves one of its outputs by more than this, a quarter of the labels' range.  A
+# test for infinity would depend on the float format; a threshold does not, and its value hardly matters, because a
+# jump grows from nothing to everything within a few epochs (the density chapter varies it from 0.05 to 0.5).
+JUMP = 0.25
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+# --------------------------------------------------------------------------------------------------- data (II)
+
+
+class Dataset(NamedTuple):
+    """M data sets of N labelled bit strings."""
+
+    x: Tensor  # (M, N, b)  bits, 0.0 or 1.0
+    y: Tensor  # (M, N)     labels, 0.0 or 1.0
+
+
+def all_inputs(n_bits: int = 8, *, dtype: torch.dtype = torch.float64) -> Tensor:
+    """All 2^b bit strings, (2^b, b), in counting order with the most significant bit first.
+
+    Raises:
+        ValueError: if n_bits is not between 1 and 20.
+    """
+    _require(1 <= n_bits <= 20, f"n_bits must be between 1 and 20, got {n_bits}")
+    shifts = torch.arange(n_bits - 1, -1, -1)
+    return (torch.arange(2**n_bits)[:, None] >> shifts & 1).to(dtype)
+
+
+def random_bit_encoding(
+    n_networks: int,
+    n_points: int,
+    n_bits: int = 8,
+    *,
+    replacement: bool = True,
+    generator: Generator,
+    dtype: torch.dtype = torch.float64,
+) -> Dataset:
+    """One random data set per network: N random bit strings with fair-coin labels (section II of [1]).
+
+    Args:
+        replacement: draw strings with replacement, so that one string can occur twice, also with both labels.
+
+    Returns:
+        Dataset with x (M, N, b) and y (M, N).
+
+    Raises:
+        ValueError: if a count is below 1, or n_points exceeds 2^n_bits without replacement.
+    """
+    _require(n_networks >= 1, f"n_networks must be at least 1, got {n_networks}")
+    _require(n_points >= 1, f"n_points must be at least 1, got {n_points}")
+    inputs = all_inputs(n_bits, dtype=dtype)
+    if replacement:
+        drawn = torch.randint(len(inputs), (n_networks, n_points), generator=generator)
+    else:
+        _require(
+            n_points <= len(inputs),
+            f"n_points must be at most 2^n_bits = {len(inputs)} without replacement, got {n_points}",
+        )
+        drawn = torch.rand(n_networks, len(inputs), generator=generator).argsort(dim=1)[:, :n_points]
+    labels = torch.randint(2, (n_networks, n_points), generator=generator).to(dtype)
+    return Dataset(inputs[drawn], labels)
+
+
+# ----------------------------------------------------------------------------------- network (eqs 6, 7, 9-11)
+
+
+def init_networks(
+    n_networks: int,
+    heads: Sequence[str] = ("mu", "sigma"),
+    n_bits: int = 8,
+    n_layers: int = 3,
+    n_channels: int = 3,
+    *,
+    generator: Generator,
+    dtype: torch.dtype = torch.float64,
+) -> Params:
+    """M convolutional networks with PyTorch's default initialisation, uniform in +-1/sqrt(fan-in).
+
+    The trunk f has n_layers convolutions of kernel size 3 with zero padding, ELU after each (eqs 9, 10); every head
+    is one linear map of all its outputs (eq. 11).  The trunk is drawn first and then the heads in order, so that the
+    average network ("mu",) and the variance network ("mu", "sigma") of one seed share trunk and mean.
+
+    Returns:
+        Parameters "conv1.weight" (M, C, 1, 3), "conv1.bias" (M, C), ..., "mu.weight" (M, 1, C b), "mu.bias" (M, 1), ...
+
+    Raises:
+        ValueError: if a count is below 1 or the heads are neither ("mu",) nor ("mu", "sigma").
+    """
+    sizes = dict(n_networks=n_networks, n_bits=n_bits, n_layers=n_layers, n_channels=n_channels)
+    for name, size in sizes.items():
+        _require(size >= 1, f"{name} must be at least 1, got {size}")
+    _require(
+        tuple(heads) in (("mu",), ("mu", "sigma")), f"heads must be ('mu',) or ('mu', 'sigma'), got {tuple(heads)}"
+    )
+    shapes = {f"conv{layer}": (n_channels, 1 if layer == 1 else n_channels, 3) for layer in range(1, n_layers + 1)}
+    shapes |= {head: (1, n_channels * n_bits) for head in heads}
+    params = {}
+    for name, shape in shapes.items():
+        bound = 1 / math.sqrt(math.prod(shape[1:]))
+        for part, size in (("weight", shape), ("bias", shape[:1])):
+            uniform = torch.rand(n_networks, *size, generator=generator, dtype=dtype)
+            params[f"{name}.{part}"] = bound * (2 * uniform - 1)
+    return params
+
+
+def _convolution_matrix(weight: Tensor, width: int) -> Tensor:
+    """A zero-padded convolution of kernel size 3 as one matrix, (..., C_out, C_in, 3) -> (..., C_in b, C_out b).
+
+    Written so, M convolutions with different weights are one batched matrix product, far faster than M small ones.
+    """
+    # shifts[k, p, q] = 1 where input position p = q + k - 1 feeds output position q through tap k
+    shifts = torch.stack([torch.diag(weight.new_ones(width - abs(1 - k)), 1 - k) for k in range(3)])
+    matrix = torch.einsum("...oik,kpq->...ipoq", weight, shifts)
+    return matrix.flatten(-4, -3).flatten(-2, -1)
+
+
+def logits(params: Params, x: Tensor) -> Tensor:
+    """What the heads give before their readout, z = a . f(x) + b (eq. 11 without R).
+
+    Args:
+        x: (M, N, b), or (N, b) to show the same inputs to all networks.
+
+    Returns:
+        (M, N, H), heads in the order of params.
+
+    Raises:
+        ValueError: if x does not have the number of bits or of networks that params are made for.
+    """
+    layers = [name.removesuffix(".weight") for name in params if name.startswith("conv") and name.endswith(".weight")]
+    heads = [name.removesuffix(".weight") for name in params if name.endswith(".weight") and name[:4] != "conv"]
+    width = x.shape[-1]
+    made_for = params[f"{heads[0]}.weight"].shape[-1] // params["conv1.weight"].shape[-3]
+    _require(width == made_for, f"x must have {made_for} bits in its last dimension, got shape {tuple(x.shape)}")
+    h = x
+    for layer in layers:
+        weight, bias = params[f"{layer}.weight"], params[f"{layer}.bias"]
+        h = F.elu(h @ _convolution_matrix(weight, width) + bias.repeat_interleave(width, -1).unsqueeze(-2))
+    weight = torch.cat([params[f"{head}.weight"] for head in heads], dim=-2)
+    bias = torch.cat([params[f"{head}.bias"] for head in heads], dim=-1)
+    return h @ weight.transpose(-1, -2) + bias.unsqueeze(-2)
+
+
+# ------------------------------------------------------------------------------------------ readouts (R of eq. 11)
+
+# The function that turns a head's logit into an output, and its logarithm.  log sigma is taken from the logit where
+# that is possible: a sigma of 1e-320 is still a number there, so what fails is the dynamics and not the format.
+_READOUTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "raw": (lambda z: z, lambda z: z.abs().log()),
+    "elu": (F.elu, lambda z: F.elu(z).abs().log()),
+    "elu+1": (
+        lambda z: torch.where(z < 0, z.clamp(max=0).exp(), z + 1),
+        lambda z: torch.where(z < 0, z, z.clamp(min=0).log1p()),
+    ),
+    "softplus": (F.softplus, lambda z: F.softplus(z).log()),
+    "exp": (torch.exp, lambda z: z),
+    "sigmoid": (torch.sigmoid, F.logsigmoid),
+}
+READOUTS = tuple(_READOUTS)
+
+
+def _read(z: Tensor, readout: Readout) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Logits (..., H) to mu, sigma, log|sigma| (...), the last two None for an average network."""
+    pair = (readout, readout) if isinstance(readout, str) else tuple(readout)
+    _require(
+        len(pair) == 2 and all(name in _READOUTS for name in pair),
+        f"readout must be one of {READOUTS}, or a pair of them for mu and sigma, got {readout!r}",
+    )
+    mu = _READOUTS[pair[0]][0](z[..., 0])
+    if z.shape[-1] == 1:
+        return mu, None, None
+    sigma, log_sigma = _READOUTS[pair[1]]
+    return mu, sigma(z[..., 1]), log_sigma(z[..., 1])
+
+
+def predict(params: Params, x: Tensor, readout: Readout = "sigmoid") -> tuple[Tensor, Tensor | None]:
+    """The local mean mu(x) and standard deviation sigma(x) (eqs 6, 7).
+
+    Args:
+        x: (M, N, b), or (N, b) to show the same inputs to all networks.
+        readout: the function after the last linear map: one name of READOUTS for both heads, or a pair (mu, sigma).
+
+    Returns:
+        mu and sigma, (M, N) each; sigma is None for an average network.
+
+    Raises:
+        ValueError: for an unknown readout or a wrong number of bits.
+    """
+    mu, sigma, _ = _read(logits(params, x), readout)
+    return mu, sigma
+
+
+# ------------------------------------------------------------------------------------------- losses (eqs 8, 14)
+
+
+def gaussian_nll(y: Tensor, mu: Tensor, sigma: Tensor, log_sigma: Tensor | None = None) -> Tensor:
+    """Minus the log density of a Gaussian per point, log|sigma| + (y - mu)^2 / 2 sigma^2 + log(2 pi) / 2 (eq. 8).
+
+    Even in sigma, so that a readout that allows sigma < 0 describes the same Gaussian as |sigma|.
+
+    Args:
+        y, mu, sigma: any shapes that broadcast.
+        log_sigma: log|sigma|, where the caller has it without the detour over sigma.
+    """
+    if log_sigma is None:
+        log_sigma = sigma.abs().log()
+    return log_sigma + 0.5 * ((y - mu) / sigma) ** 2 + 0.5 * math.log(2 * math.pi)
+
+
+def printed_loss(y: Tensor, mu: Tensor, sigma: Tensor, log_sigma: Tensor | None = None) -> Tensor:
+    """Eq. 14 to the letter, per point: sigma + (y - mu)^2 / 2 sigma^2, with sigma where eq. 8 gives log sigma."""
+    return sigma + 0.5 * ((y - mu) / sigma) ** 2
+
+
+def squared_error(y: Tensor, mu: Tensor, sigma: Tensor | None = None, log_sigma: Tensor | None = None) -> Tensor:
+    """(y - mu)^2 / 2 per point, the loss of the average network; its flow is eq. 13."""
+    return 0.5 * (y - mu) ** 2
+
+
+LOSSES = {"gaussian": gaussian_nll, "printed": printed_loss, "squared": squared_error}
+
+
+# ------------------------------------------------------------------------------------------- training (II, III)
+
+
+class Run(NamedTuple):
+    """A finished training of M networks on their own data sets."""
+
+    epochs: Tensor  # (T,)       recorded epochs; epoch n is the state after n steps, epoch 0 the initial one
+    mu: Tensor  # (M, T, N)      outputs on the training points
+    sigma: Tensor | None  # (M, T, N), None for average networks
+    failed_at: Tensor  # (M,)    first epoch that moved an output by more than JUMP or made one infinite; inf: never
+    frozen_at: Tensor  # (M,)    epoch from which outputs or parameters were not finite any more; inf: never.  Such a
+    #                            network keeps its last finite state
+    params: Params  #            after the last epoch
+
+
+def train(
+    params: Params,
+    data: Dataset,
+    *,
+    epochs: int,
+    lr: float = 0.1,
+    loss: str | Callable[..., Tensor] = "gaussian",
+    readout: Readout = "sigmoid",
+    reduction: str = "mean",
+    record: Iterable[int] | None = None,
+    chunk: int = 128,
+) -> Run:
+    """Full-batch gradient descent, plain SGD without momentum, of M networks at once (section II of [1]).
+
+    A network that jumps (`JUMP`) has failed: the epoch is kept and training goes on, since sections III.B and III.C
+    look at what comes after.  A network whose state stops being finite is frozen at its last finite state.
+    Training on from `Run.params` continues exactly.
+
+    Args:
+        lr: step size eta.  With reduction "mean", n epochs are a flow of duration eta * n under the mean loss.
+        loss: a name of LOSSES, or a function (y, mu, sigma, log_sigma) -> loss per point.
+        readout: as in `predict`.
+        reduction: "mean" over a network's points, or "sum", which is the mean with N times the step size.
+        record: epochs to keep outputs of, between 0 and epochs; None keeps the first and the last state.
+        chunk: networks trained together; changes memory and speed, not results.
+
+    Returns:
+        Run with outputs at the T recorded epochs, in ascending order.
+
+    Raises:
+        ValueError: for shapes that do not match, data that are not finite, a step size or a count that is not
+            positive, an unknown name, or a recorded epoch outside 0 ... epochs.
+    """
+    n_networks = _check_data(params, data)
+    _require(lr > 0 and math.isfinite(lr), f"lr must be positive and finite, got {lr}")
+    _require(epochs >= 0, f"epochs must not be negative, got {epochs}")
+    _require(chunk >= 1, f"chunk must be at least 1, got {chunk}")
+    _require(reduction in ("mean", "sum"), f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    loss_of = _find_loss(loss, with_sigma="sigma.weight" in params)
+    checkpoints = sorted({0, epochs} if record is None else set(record))
+    for epoch in checkpoints:
+        _require(0 <= epoch <= epochs, f"record must lie between 0 and epochs = {epochs}, got {epoch}")
+    step = lr * (data.y.shape[1] if reduction == "sum" else 1)
+    parts = [slice(start, start + chunk) for start in range(0, n_networks, chunk)]
+    runs = [
+        _train_chunk({k: v[part] for k, v in params.items()}, data.x[part], data.y[part], epochs, step, loss_of,
+                     readout, checkpoints)
+        for part in parts
+    ]  # fmt: skip
+    joined = {k: torch.cat([run.params[k] for run in runs]) for k in params}
+    fields = (None if runs[0][i] is None else torch.cat([run[i] for run in runs]) for i in range(1, 5))
+    return Run(runs[0].epochs, *fields, joined)
+
+
+def _check_data(params: Params, data: Dataset) -> int:
+    n_networks = params["conv1.weight"].shape[0]
+    _require(
+        data.x.ndim == 3 and data.x.shape[0] == n_networks and data.x.shape[1] >= 1,
+        f"data.x must have shape (M, N, b) with M = {n_networks} networks and N >= 1, got {tuple(data.x.shape)}",
+    )
+    _require(
+        data.y.shape == data.x.shape[:2],
+        f"data.y must have the shape (M, N) = {tuple(data.x.shape[:2])} of data.x, got {tuple(data.y.shape)}",
+    )
+    for name, values in (("data.x", data.x), ("data.y", data.y)):
+        bad = int((~values.isfinite()).sum())
+        _require(bad == 0, f"{name} must be finite, got {bad} NaN or inf")
+    return n_networks
+
+
+def _find_loss(loss: str | Callable[..., Tensor], with_sigma: bool) -> Callable[..., Tensor]:
+    if callable(loss):
+        return loss
+    _require(loss in LOSSES, f"loss must be one of {tuple(LOSSES)} or a function, got {loss!r}")
+    _require(with_sigma or loss == "squared", f"loss {loss!r} needs a sigma head; an average network takes 'squared'")
+    return LOSSES[loss]
+
+
+def _unflatten(theta: Tensor, like: Params) -> Params:
+    """Views of the flat parameters (M, P) under the names and shapes of `like`."""
+    pieces = theta.split([v[0].numel() for v in like.values()], dim=1)
+    return {k: piece.view_as(v) for (k, v), piece in zip(like.items(), pieces, strict=True)}
+
+
+def _train_chunk(params, x, y, epochs, step, loss_of, readout, checkpoints) -> Run:
+    theta = torch.cat([v.flatten(1) for v in params.values()], dim=1)
+    x, y = x.to(theta), y.to(theta)
+    previous = outputs_before = None
+    failed_at = theta.new_full((len(theta),), math.inf)
+    frozen_at = failed_at.clone()
+    kept_mu, kept_sigma = [], []
+    for epoch in range(epochs + 1):
+        theta.requires_grad_()
+        mu, sigma, log_sigma = _read(logits(_unflatten(theta, params), x), readout)
+        outputs = (mu if sigma is None else torch.cat([mu, sigma], dim=1)).detach()
+        if previous is not None:
+            # a state is finite if its outputs are and its parameters are; sigmoid hides infinite parameters
+            finite = outputs.isfinite().all(1) & theta.detach().isfinite().all(1)
+            moved = (outputs - outputs_before).abs().amax(1)
+            failed_at = failed_at.where((failed_at <= epoch) | (finite & (moved <= JUMP)), epoch)
+            frozen_at = frozen_at.where((frozen_at <= epoch) | finite, epoch)
+            outputs = outputs.where(finite[:, None], outputs_before)
+            if not finite.all():  # forget the step: the last finite state is the one that stays
+                theta = torch.where(finite[:, None], theta.detach(), previous).requires_grad_()
+                mu, sigma, log_sigma = _read(logits(_unflatten(theta, params), x), readout)
+        if epoch in checkpoints:
+            kept_mu.append(mu.detach())
+            kept_sigma.append(None if sigma is None else sigma.detach())
+        if epoch < epochs:
+            (gradient,) = torch.autograd.grad(loss_of(y, mu, sigma, log_sigma).mean(1).sum(), theta)
+            previous, outputs_before = theta.detach(), outputs
+            alive = (frozen_at > epoch)[:, None]
+            theta = torch.where(alive, previous - step * gradient, previous)
+    stack = [None if kept and kept[0] is None else torch.stack(kept, dim=1) for kept in (kept_mu, kept_sigma)]
+    epochs_kept = torch.tensor(checkpoints)
+    return Run(epochs_kept, *stack, failed_at, frozen_at, _unflatten(theta.detach(), params))
+
+
+def variances(run: Run, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The two variances of section III.B, (M, T) each: V = <(y_i - mu_i)^2> and V* = <sigma_i^2>.
+
+    Raises:
+        ValueError: if y does not have the shape (M, N) of the run, or the networks have no sigma.
+    """
+    _require(run.sigma is not None, "run must be of variance networks, these have no sigma")
+    expected = (run.mu.shape[0], run.mu.shape[2])
+    _require(y.shape == expected, f"y must have the shape (M, N) = {expected} of the run, got {tuple(y.shape)}")
+    return ((y[:, None] - run.mu) ** 2).mean(-1), (run.sigma**2).mean(-1)
+
+
+def fraction(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float, float]:
+    """A fraction with its Wilson interval: (estimate, low, high).
+
+    Raises:
+        ValueError: if trials is below 1, successes not between 0 and trials, or confidence not inside (0, 1).
+    """
+    _require(trials >= 1, f"trials must be at least 1, got {trials}")
+    _require(0 <= successes <= trials, f"successes must lie between 0 and trials = {trials}, got {successes}")
+    _require(0 < confidence < 1, f"confidence must lie between 0 and 1, got {confidence}")
+    interval = binomtest(int(successes), int(trials)).proportion_ci(confidence, method="wilson")
+    return successes / trials, interval.low, interval.high
+
+
+# ---------------------------------------------------------------------------------- training response (eqs 1-5)
+
+
+def empirical_ntk(params: Params, x1: Tensor, x2: Tensor | None = None, readout: Readout | None = "sigmoid") -> Tensor:
+    """The training response Theta(x, x') = df(x)/dw . df(x')/dw of eqs 2 and 3, by Jacobian contraction.
+
+    One step of size eta on the loss L moves output h at x by -eta sum_j,k Theta_hk(x, x_j) dL/df_k(x_j) (eq. 4), up to
+    order eta^2.
+
+    Args:
+        x1, x2: (M, N1, b) and (M, N2, b), or without M to show the same inputs to all networks; x2 = None is x1.
+        readout: of the outputs mu, sigma after this readout; None: of the heads before it.
+
+    Returns:
+        (M, N1, N2, H, H): the full block of every pair of inputs, no trace and no average taken.
+
+    Raises:
+        ValueError: for an unknown readout or a wrong number of bits.
+    """
+
+    def outputs(one: Params, x: Tensor) -> Tensor:  # (b,) -> (H,)
+        z = logits(one, x[None])[0]
+        if readout is None:
+            return z
+        mu, sigma, _ = _read(z, readout)
+        return mu[None] if sigma is None else torch.stack([mu, sigma])
+
+    def jacobian(x: Tensor) -> Tensor:  # (M, N, b) -> (M, N, H, P); a Jacobian per point, so no zeros are computed
+        per_point = vmap(jacrev(outputs), in_dims=(None, 0))
+        blocks = vmap(per_point, in_dims=(0, 0 if x.ndim == 3 else None))(params, x)
+        return torch.cat([block.flatten(3) for block in blocks.values()], dim=-1)
+
+    j1 = jacobian(x1)
+    j2 = j1 if x2 is None else jacobian(x2)
+    return torch.einsum("mahp,mbkp->mabhk", j1, j2)
+
+
+def hamming(x1: Tensor, x2: Tensor | None = None) -> Tensor:
+    """Number of differing bits, (..., N1, b) and (..., N2, b) -> (..., N1, N2); x2 = None is x1.
+
+    Raises:
+        ValueError: if the numbers of bits differ.
+    """
+    x2 = x1 if x2 is None else x2
+    _require(
+        x1.shape[-1] == x2.shape[-1],
+        f"x1 and x2 must have the same number of bits, got {x1.shape[-1]} and {x2.shape[-1]}",
+    )
+    return (x1.unsqueeze(-2) != x2.unsqueeze(-3)).sum(-1).to(x1.dtype)
+
+
+def exponential_kernel(distance: Tensor, beta: float = 1.0) -> Tensor:
+    """K = exp(-beta |x - x'|) (eq. 16), the shape of the distances kept.
+
+    Raises:
+        ValueError: if beta is not positive.
+    """
+    _require(beta > 0, f"beta must be positive, got {beta}")
+    return torch.exp(-beta * distance)
+
+
+# ------------------------------------------------------------------------- response kernel dynamics (eqs 12-20)
+
+
+def _check_kernel(kernel: Tensor, n_points: int) -> None:
+    _require(
+        kernel.shape[-2:] == (n_points, n_points),
+        f"kernel must have shape (..., N, N) with N = {n_points} labels, got {tuple(kernel.shape)}",
+    )
+    _require(bool(kernel.isfinite().all()), "kernel must be finite, got NaN or inf")
+    # rtol 1e-9, atol 1e-9 of the largest entry: sums over parameters differ in their last digits by order
+    _require(
+        torch.allclose(kernel, kernel.mT, rtol=1e-9, atol=1e-9 * float(kernel.abs().max())),
+        "kernel must be symmetric in its points, it is not",
+    )
+
+
+def kernel_flow(kernel: Tensor, y: Tensor, t: Tensor | float | None, mu0: Tensor | float = 0.0) -> Tensor:
+    """The average network under a constant kernel, d mu/dt = K (y - mu) (eqs 13, 15, 17), in closed form.
+
+    mu(t) = mu0 + (I - exp(-K t)) (y - mu0), by the eigenvectors of K.
+
+    Args:
+        kernel: symmetric positive semidefinite, (..., N, N).  With K the network's kernel divided by N, t is
+            eta * epochs under the mean loss; with the kernel itself, under the sum.
+        y: labels (..., N).
+        t: times (T,), or one time, or None for the limit t -> infinity, in which what K cannot reach stays at mu0.
+        mu0: initial mean, a number or (..., N).
+
+    Returns:
+        (..., T, N) for an array of times, else (..., N).
+
+    Raises:
+        ValueError: if shapes do not match, K is not symmetric or has a negative eigenvalue, or a time is negative.
+    """
+    _check_kernel(kernel, y.shape[-1])
+    rates, modes = torch.linalg.eigh(kernel)
+    rounding = 1e-12 * rates[..., -1:].clamp(min=0) * y.shape[-1]
+    _require(
+        bool((rates >= -rounding).all()),
+        f"kernel must be positive semidefinite, its smallest eigenvalue is {float(rates.min()):g}",
+    )
+    start = torch.as_tensor(mu0, dtype=y.dtype, device=y.device).expand_as(y)
+    amplitude = ((y - start).unsqueeze(-2) @ modes).squeeze(-2)  # (..., N) of each mode
+    if t is None:
+        return start + ((rates > rounding) * amplitude).unsqueeze(-2).matmul(modes.mT).squeeze(-2)
+    times = torch.as_tensor(t, dtype=y.dtype, device=y.device)
+    _require(bool((times >= 0).all()), f"t must not be negative, its smallest value is {float(times.min()):g}")
+    learned = -torch.expm1(-rates.clamp(min=0).unsqueeze(-2) * times.reshape(-1, 1))  # (..., T, N)
+    mu = start.unsqueeze(-2) + (learned * amplitude.unsqueeze(-2)) @ modes.mT
+    return mu if times.ndim else mu.squeeze(-2)
+
+
+def local_average(distance: Tensor, y: Tensor, alpha: Tensor | float, normalise: str = "weights") -> Tensor:
+    """The exponentially weighted average sum_j exp(-alpha d_ij) y_j / Z_i of eq. 20 and FIG. 4.
+
+    Args:
+        distance: d_ij >= 0 from N places to the data, (..., N, N_data).
+        y: (..., N_data).
+        alpha: inverse length, a number or any shape that broadcasts against the leading dimensions.
+        normalise: "weights" divides by the sum of the weights (eq. 20), "count" by the number of data (FIG. 4 as
+            printed).
+
+    Returns:
+        (..., N).
+
+    Raises:
+        ValueError: for an unknown normalisation, a negative alpha, or shapes that do not match.
+    """
+    _require(normalise in ("weights", "count"), f"normalise must be 'weights' or 'count', got {normalise!r}")
+    _require(
+        distance.shape[-1] == y.shape[-1],
+        f"distance must have one column per label, got {distance.shape[-1]} columns and {y.shape[-1]} labels",
+    )
+    alpha = torch.as_tensor(alpha, dtype=distance.dtype, device=distance.device)
+    _require(bool((alpha >= 0).all()), f"alpha must not be negative, its smallest value is {float(alpha.min()):g}")
+    exponent = -alpha[..., None, None] * distance
+    weights = torch.softmax(exponent, -1) if normalise == "weights" else exponent.exp() / y.shape[-1]
+    return (weights * y.unsqueeze(-2)).sum(-1)
+
+
+class PredictionScale(NamedTuple):
+    """The fit of FIG. 4: the inverse length of the local average that is nearest to a network's mean."""
+
+    alpha: Tensor  # (...)   within [ALPHA_MIN, ALPHA_MAX]
+    misfit: Tensor  # (...)  mean squared difference at that alpha
+
+
+# Below the first the weights differ by less than a part in ten over 8 bits, above the second the nearest neighbour
+# at distance 1 weighs exp(-16) = 1e-7: wider intervals change no average that the book shows.
+ALPHA_MIN, ALPHA_MAX = 0.01, 16.0
+
+
+def prediction_scale(distance: Tensor, y: Tensor, mu: Tensor, normalise: str = "weights") -> PredictionScale:
+    """The alpha whose local average is nearest to mu, in mean square over the points (FIG. 4).
+
+    A scan of 49 values, a factor 1.17 apart, finds the best one; golden section between its neighbours refines it to
+    about 1e-6 relative.
+
+    Args:
+        distance: (..., N, N_data); y: (..., N_data); mu: (..., N); leading dimensions broadcast.
+        normalise: as in `local_average`.
+
+    Raises:
+        ValueError: as `local_average`, or if mu is not finite or not of N places.
+    """
+    _require(mu.shape[-1] == distance.shape[-2], f"mu must have {distance.shape[-2]} places, got {mu.shape[-1]}")
+    _require(bool(mu.isfinite().all()), f"mu must be finite, got {int((~mu.isfinite()).sum())} NaN or inf")
+
+    def misfit(alpha: Tensor) -> Tensor:
+        return (local_average(distance, y, alpha, normalise) - mu).square().mean(-1)
+
+    grid = torch.logspace(math.log10(ALPHA_MIN), math.log10(ALPHA_MAX), 49, dtype=mu.dtype)
+    batch = torch.broadcast_shapes(distance.shape[:-2], y.shape[:-1], mu.shape[:-1])
+    scan = torch.stack([misfit(alpha).expand(batch) for alpha in grid])
+    best = scan.argmin(0)
+    low, high = grid[(best - 1).clamp(min=0)], grid[(best + 1).clamp(max=len(grid) - 1)]
+    golden = (math.sqrt(5) - 1) / 2
+    for _ in range(27):  # 0.618^27 = 2e-6 of a bracket that is 1.37 wide
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        go_left = misfit(left) < misfit(right)
+        low, high = torch.where(go_left, low, left), torch.where(go_left, right, high)
+    alpha = (low + high) / 2
+    return PredictionScale(alpha, misfit(alpha))
+
+
+def exponential_kernel_modes(n_modes: int, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Exact frequencies and eigenvalues of exp(-beta |x - x'|) for x uniform on [0, 1] (Karhunen-Loeve; FIG. 5).
+
+    lambda = 2 beta / (omega^2 + beta^2); omega tan(omega/2) = beta for the even modes k = 0, 2, ... and
+    omega cot(omega/2) = -beta for the odd ones.  The eigenvalues of K/N tend to lambda as N grows; they sum to 1.
+
+    Returns:
+        omega and lambda, (n_modes,) each, the largest eigenvalue first.
+
+    Raises:
+        ValueError: if n_modes is below 1 or beta not positive.
+    """
+    _require(n_modes >= 1, f"n_modes must be at least 1, got {n_modes}")
+    _require(beta > 0, f"beta must be positive, got {beta}")
+
+    def even(omega: float) -> float:
+        return omega * math.sin(omega / 2) - beta * math.cos(omega / 2)
+
+    def odd(omega: float) -> float:
+        return omega * math.cos(omega / 2) + beta * math.sin(omega / 2)
+
+    roots = [brentq(odd if k % 2 else even, k * math.pi, (k + 1) * math.pi, xtol=1e-13) for k in range(n_modes)]
+    omega = torch.tensor(roots, dtype=torch.float64)
+    return omega, 2 * beta / (omega**2 + beta**2)
+
+
+def hamming_kernel_eigenvalues(kernel_of_distance: Tensor, n_bits: int) -> tuple[Tensor, Tensor]:
+    """Exact spectrum of any kernel k(d) of the Hamming distance on all 2^b strings.
+
+    The Walsh functions of degree k are its eigenvectors: lambda_k = sum_d k(d) sum_j (-1)^j C(k, j) C(b-k, d-j).
+
+    Args:
+        kernel_of_distance: k(0) ... k(b), (b + 1,).
+
+    Returns:
+        lambda_k and its multiplicity C(b, k), (b + 1,) each, by degree k = 0 ... b.
+
+    Raises:
+        ValueError: if there are not b + 1 values.
+    """
+    _require(
+        kernel_of_distance.shape == (n_bits + 1,),
+        f"kernel_of_distance must have n_bits + 1 = {n_bits + 1} values, got shape {tuple(kernel_of_distance.shape)}",
+    )
+    degrees = range(n_bits + 1)
+    krawtchouk = torch.tensor(
+        [
+            [sum((-1) ** j * math.comb(k, j) * math.comb(n_bits - k, d - j) for j in range(d + 1)) for d in degrees]
+            for k in degrees
+        ],
+        dtype=kernel_of_distance.dtype,
+    )
+    multiplicity = torch.tensor([math.comb(n_bits, k) for k in degrees])
+    return krawtchouk @ kernel_of_distance, multiplicity
+
+
+# ----------------------------------------------------------------------- variance network and collapse (21-24)
+
+
+class VarianceFlow(NamedTuple):
+    """The variance network under a constant kernel, until a sigma collapses."""
+
+    t: Tensor  # (T,)         the requested times up to the collapse
+    mu: Tensor  # (T, N)
+    sigma: Tensor  # (T, N)
+    collapsed_at: float  #    time at which the first sigma reached sigma_min; inf: not up to the last time
+
+
+def variance_flow(
+    kernel: Tensor,
+    y: Tensor,
+    mu0: Tensor,
+    sigma0: Tensor,
+    t: Tensor,
+    *,
+    mean_speed: float = 1.0,
+    sigma_min: float = 1e-4,
+) -> VarianceFlow:
+    """Eqs 21 and 23, the flow of mu and sigma under a constant kernel, integrated until a sigma collapses.
+
+    d mu_i/dt = sum_j K_ij (y_j - mu_j) / sigma_j^2, d sigma_i/dt = sum_j K_ij ((y_j - mu_j)^2 - sigma_j^2) / sigma_j^3.
+    This is the flow under the sum of the losses of eq. 8; divide the kernel by N for the mean, then t is eta * epochs.
+
+    Args:
+        kernel: one kernel for mu and sigma (N, N), or the full blocks (N, N, 2, 2) with the cross terms.
+        y, mu0, sigma0: (N,); sigma0 above sigma_min.
+        t: increasing times (T,), the first not negative; the flow starts at t = 0.
+        mean_speed: factor on d mu/dt: 1 is the gradient of eq. 8, 1/2 is eq. 21 as printed.
+        sigma_min: the sigma at which to stop; the flow reaches 0 a time of order sigma_min^2 / (2 K) later.
+
+    Raises:
+        ValueError: for shapes that do not match, sigma0 not above sigma_min, or times that do not increase.
+    """
+    n = len(y)
+    shape = tuple(kernel.shape)
+    _require(shape in ((n, n), (n, n, 2, 2)), f"kernel must have shape (N, N) or (N, N, 2, 2), N = {n}, got {shape}")
+    _require(mu0.shape == sigma0.shape == y.shape, f"mu0, sigma0 and y must all have shape ({n},)")
+    _require(
+        bool((sigma0 > sigma_min).all()),
+        f"sigma0 must be above sigma_min = {sigma_min:g}, its smallest value is {float(sigma0.min()):g}",
+    )
+    _require(bool((t >= 0).all() and (t.diff() > 0).all()), "t must increase from a time that is not negative")
+    full = torch.einsum("ij,hk->ijhk", kernel, torch.eye(2, dtype=kernel.dtype)) if kernel.ndim == 2 else kernel
+    matrix = full.permute(2, 0, 3, 1).reshape(2 * n, 2 * n).numpy()
+    labels = y.numpy()
+
+    def velocity(_: float, state: np.ndarray) -> np.ndarray:
+        mu, sigma = state[:n], state[n:]
+        error = labels - mu
+        force = np.concatenate([mean_speed * error / sigma**2, (error**2 - sigma**2) / sigma**3])
+        return matrix @ force
+
+    def smallest_sigma(_: float, state: np.ndarray) -> float:
+        return state[n:].min() - sigma_min
+
+    smallest_sigma.terminal = True
+    start = torch.cat([mu0, sigma0]).numpy()
+    # rtol 1e-10, atol 1e-12: the integrals of motion then hold to 1e-8 up to the collapse (tested)
+    solution = solve_ivp(
+        velocity, (0.0, float(t[-1])), start, "DOP853", t.numpy(), events=smallest_sigma, rtol=1e-10, atol=1e-12
+    )
+    states = torch.from_numpy(solution.y.T)
+    collapsed_at = float(solution.t_events[0][0]) if len(solution.t_events[0]) else math.inf
+    return VarianceFlow(torch.from_numpy(solution.t), states[:, :n], states[:, n:], collapsed_at)
+
+
+def collapse_time(error: Tensor | float, sigma: Tensor | float, theta: float = 1.0) -> Tensor | float:
+    """Time at which one point reaches (e, sigma) = (0, 0): (e0^2 + sigma0^2) / (2 Theta).
+
+    For raw outputs and an isotropic kernel Theta, d(e^2 + sigma^2)/dt = -2 Theta for every location-scale family.
+
+    Raises:
+        ValueError: if theta is not positive.
+    """
+    _require(theta > 0, f"theta must be positive, got {theta}")
+    return (error**2 + sigma**2) / (2 * theta)
+
+
+def collapse_streamline(error: Tensor, error0: float, sigma0: float) -> Tensor:
+    """sigma along the one-point flow through (error0, sigma0) (the streamlines of FIG. 1), at the given errors.
+
+    sigma^2 = e^2 (C - log e^2) with C = sigma0^2/e0^2 + log e0^2: both vanish, sigma more slowly than e.  NaN where the
+    streamline does not reach the error.
+
+    Raises:
+        ValueError: if error0 or sigma0 is not positive, or an error is negative.
+    """
+    _require(error0 > 0 and sigma0 > 0, f"error0 and sigma0 must be positive, got {error0} and {sigma0}")
+    _require(bool((error >= 0).all()), f"error must not be negative, its smallest value is {float(error.min()):g}")
+    constant = (sigma0 / error0) ** 2 + 2 * math.log(error0)
+    squared = error**2
+    return torch.sqrt(squared * constant - torch.xlogy(squared, squared))
