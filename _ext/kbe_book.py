@@ -6,6 +6,9 @@ import re
 import subprocess
 from pathlib import Path
 
+from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
+
 ROOT = Path(__file__).resolve().parent.parent
 HELPERS = ("kbe_lib.py", "kbe_fast.py", "kbe_view.py", "constraints.txt")
 
@@ -28,6 +31,16 @@ def prepare_execution(app, config):
     config.nb_execution_cache_path = str(cache_path())
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def execute_in_parallel(app):
+    """Fill the cache on all cores; the build then finds every chapter there, and reports those that failed."""
+    cache = get_cache(app.config.nb_execution_cache_path)
+    chapters = [str(pair.with_suffix(".md")) for pair in sorted((ROOT / "book").glob("*.ipynb"))]
+    for chapter in chapters:
+        cache.add_nb_to_project(chapter, read_data={"name": "myst_nb_md", "type": "plugin"})
+    executor = load_executor("local-parallel", cache)
+    executor.run_and_cache(filter_uris=chapters, timeout=app.config.nb_execution_timeout)
 
 
 def repository_url() -> str | None:
@@ -73,5 +86,6 @@ def drop_second_thebe_script(app, pagename, templatename, context, doctree):
 def setup(app):
     app.connect("config-inited", prepare_execution)
     app.connect("config-inited", link_to_repository)
+    app.connect("builder-inited", execute_in_parallel)
     app.connect("html-page-context", drop_second_thebe_script)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
