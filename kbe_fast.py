@@ -26,7 +26,6 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
-from torch import Tensor
 
 from kbe_lib import JUMP, LOSSES, READOUTS, Dataset, Params, Readout, Run
 
@@ -97,38 +96,54 @@ def where(typing_context, condition, a, b):
     return lanes(condition, a, b), generate
 
 
-def _pointer(context, builder, array_type, array, index):
-    """Where the vector array[index] begins in memory, and its type."""
-    struct = context.make_array(array_type)(context, builder, array)
-    indices = [*cgutils.unpack_tuple(builder, index), context.get_constant(types.intp, 0)]
-    start = cgutils.get_item_pointer(context, builder, array_type, struct, indices)
-    return builder.bitcast(start, context.get_value_type(_lanes_of(array_type)).as_pointer())
+def _lanes_of(array: types.Array) -> Lanes:
+    return Lanes(array.dtype, REGISTER * 8 // array.dtype.bitwidth)
 
 
-def _lanes_of(array_type: types.Array) -> Lanes:
-    return Lanes(array_type.dtype, REGISTER * 8 // array_type.dtype.bitwidth)
-
-
-@intrinsic
-def load(typing_context, array, index):
-    """The vector array[index, :]."""
-
-    def generate(context, builder, signature, values):
-        return builder.load(_pointer(context, builder, array, *values), align=array.dtype.bitwidth // 8)
-
-    return _lanes_of(array)(array, index), generate
+def _pointer(context, builder, array, values):
+    """Where the vector array[row] begins in memory."""
+    lanes = _lanes_of(array)
+    data = context.make_array(array)(context, builder, values[0]).data
+    start = builder.gep(data, [builder.mul(values[1], ir.IntType(64)(lanes.width))])
+    return builder.bitcast(start, context.get_value_type(lanes).as_pointer())
 
 
 @intrinsic
-def store(typing_context, array, index, vector):
-    """array[index, :] = vector."""
+def load(typing_context, array, row):
+    """The vector array[row]."""
 
     def generate(context, builder, signature, values):
-        pointer = _pointer(context, builder, array, *values[:2])
-        builder.store(values[2], pointer, align=array.dtype.bitwidth // 8)
+        return builder.load(_pointer(context, builder, array, values), align=array.dtype.bitwidth // 8)
+
+    return _lanes_of(array)(array, types.int64), generate
+
+
+@intrinsic
+def store(typing_context, array, row, vector):
+    """array[row] = vector."""
+
+    def generate(context, builder, signature, values):
+        builder.store(values[2], _pointer(context, builder, array, values), align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(array, index, vector), generate
+    return types.void(array, types.int64, vector), generate
+
+
+@intrinsic
+def horner(typing_context, x, coefficients):
+    """A polynomial of a vector, the highest coefficient first."""
+
+    def generate(context, builder, signature, values):
+        first, *rest = (
+            _spread(context, builder, number, coefficients.dtype, x)
+            for number in cgutils.unpack_tuple(builder, values[1])
+        )
+        for number in rest:
+            product = builder.fmul(first, values[0], flags=("contract",))
+            first = builder.fadd(product, number, flags=("contract",))
+        return first
+
+    return x(x, coefficients), generate
 
 
 @intrinsic
@@ -180,30 +195,31 @@ def _exponential_of_lanes(z):
         shifted = z * (1 / math.log(2)) + shift
         k = shifted - shift
         r = (z - k * ln2) - k * rest
-        q = r * series[0] + series[1]
-        for coefficient in series[2:]:
-            q = q * r + coefficient
-        q = q * r
+        q = horner(r, series) * r
         scale = power_of_two(shifted)
         return scale * (q + 1.0), scale * q + (scale - 1.0)
 
     return exponential_of_lanes
 
 
+ARTANH = tuple(1 / n for n in range(37, 0, -2))
+
+
 @njit
 def log_of_1_plus(u):
     """log(1 + u) for 0 <= u <= 1 as 2 artanh(u / (2 + u)), whose series converges like 9^-n."""
     s = u / (u + 2.0)
-    square = s * s
-    total = square * (1 / 37) + 1 / 35
-    for n in range(33, 0, -2):
-        total = total * square + 1 / n
-    return 2.0 * s * total
+    return 2.0 * s * horner(s * s, ARTANH)
 
 
 @njit
 def absolute(z):
     return where(z < 0.0, 0.0 - z, z)
+
+
+@njit
+def larger(a, b):
+    return where(a < b, b, a)
 
 
 @njit
@@ -227,7 +243,8 @@ def read(z, readout):
     """A readout R(z), its derivative R', and that of its logarithm, R'/R."""
     if readout == SIGMOID:
         e, _ = exponential(0.0 - absolute(z))
-        small, large = e / (e + 1.0), 1.0 / (e + 1.0)
+        large = 1.0 / (e + 1.0)
+        small = e * large
         value, complement = where(z < 0.0, small, large), where(z < 0.0, large, small)
         return value, value * (1.0 - value), complement
     if readout == ELU_PLUS_1:
@@ -310,197 +327,200 @@ class Net(NamedTuple):
     """Parameters, or their gradients, of one network per lane; `flat` is the memory that the others name."""
 
     flat: np.ndarray  # (P, lanes)
-    weight: np.ndarray  # (L, C, C, 3, lanes)  from input channel to output channel; layer 1 reads one channel only
-    bias: np.ndarray  # (L, C, lanes)
-    head: np.ndarray  # (H, C, b, lanes)
+    weight: np.ndarray  # (L C C 3, lanes)  by layer, output channel, input channel, tap; layer 1 reads one channel only
+    bias: np.ndarray  # (L C, lanes)
+    head: np.ndarray  # (b H C, lanes)
     head_bias: np.ndarray  # (H, lanes)
 
 
 class Memory(NamedTuple):
     """What a step writes down on its way, for one network per lane."""
 
-    h: np.ndarray  # (units, C, lanes)         outputs of the units
-    slope: np.ndarray  # (units, C, lanes)     and their ELU's derivative
-    d_h: np.ndarray  # (units, C, lanes)       derivative of the loss by h
-    tap: np.ndarray  # (units, 3, C, lanes)    what a unit adds to a neighbour on its right, above and on its left
-    d_tap: np.ndarray  # (units, 3, C, lanes)
-    node: np.ndarray  # (nodes, H, lanes)      partial sums of the heads
-    d_node: np.ndarray  # (nodes, H, lanes)
-    output: np.ndarray  # (2, S, H, lanes)     mu and sigma of the epoch and of the one before, by parity
+    h: np.ndarray  # (units C, lanes)          outputs of the units
+    slope: np.ndarray  # (units C, lanes)      and their ELU's derivative
+    d_h: np.ndarray  # (units C, lanes)        derivative of the loss by h
+    tap: np.ndarray  # (units 3 C, lanes)      what a unit adds to its neighbours on the right, above and on the left
+    d_tap: np.ndarray  # (units 3 C, lanes)
+    node: np.ndarray  # (nodes H, lanes)       partial sums of the heads
+    d_node: np.ndarray  # (nodes H, lanes)
+    output: np.ndarray  # (2 S H, lanes)       mu and sigma of the epoch and of the one before, by parity
     moved: np.ndarray  # (1, lanes)            largest change of an output in this epoch
     poison: np.ndarray  # (1, lanes)           0 while everything is finite, else NaN
 
 
 @njit
-def forward(net, plan, memory):
+def forward(net, plan, memory, channels, heads):
     """Units layer by layer, then the partial sums of the heads."""
     h, slope, tap, node = memory.h, memory.slope, memory.tap, memory.node
-    n_layers, n_channels = net.bias.shape[:2]
+    C, H = len(channels), len(heads)
+    n_layers = len(plan.first) - 2
     for layer in range(n_layers):
         below, here, above = plan.first[layer], plan.first[layer + 1], plan.first[layer + 2]
         for v in range(below, here):
-            for k in range(3):
-                for c in range(n_channels):
-                    total = load(h, (v, 0)) * load(net.weight, (layer, c, 0, k))
-                    for i in range(1, n_channels):
-                        total = total + load(h, (v, i)) * load(net.weight, (layer, c, i, k))
-                    store(tap, (v, k, c), total)
-        for u in range(here, above):
-            for c in range(n_channels):
-                z = load(net.bias, (layer, c))
+            for c in range(C):
                 for k in range(3):
-                    z = z + load(tap, (plan.taps[u, k], k, c))
+                    weight = (layer * C + c) * C * 3 + k
+                    total = load(h, v * C) * load(net.weight, weight)
+                    for i in range(1, C):
+                        total = total + load(h, v * C + i) * load(net.weight, weight + 3 * i)
+                    store(tap, (v * 3 + k) * C + c, total)
+        for u in range(here, above):
+            for c in range(C):
+                z = load(net.bias, layer * C + c)
+                for k in range(3):
+                    z = z + load(tap, (plan.taps[u, k] * 3 + k) * C + c)
                 value, derivative = elu(z)
-                store(h, (u, c), value)
-                store(slope, (u, c), derivative)
-    for head in range(net.head.shape[0]):
-        store(node, (0, head), load(net.head_bias, (head,)))
-        for j, p in enumerate(plan.position):
-            for q in range(plan.start[j], plan.start[j + 1]):
-                total = load(node, (plan.parent[q], head))
-                for c in range(n_channels):
-                    total = total + load(h, (plan.unit[q], c)) * load(net.head, (head, c, p))
-                store(node, (q, head), total)
+                store(h, u * C + c, value)
+                store(slope, u * C + c, derivative)
+    for head in range(H):
+        store(node, head, load(net.head_bias, head))
+    for j in range(len(plan.position)):
+        p = plan.position[j]
+        for q in range(plan.start[j], plan.start[j + 1]):
+            for head in range(H):
+                total = load(node, plan.parent[q] * H + head)
+                for c in range(C):
+                    total = total + load(h, plan.unit[q] * C + c) * load(net.head, (p * H + head) * C + c)
+                store(node, q * H + head, total)
 
 
 @njit
 def read_out(plan, memory, count, epoch, readouts, loss):
     """Outputs of all strings, how far they moved, and the derivative of the summed loss by the logits."""
     node, d_node, output = memory.node, memory.d_node, memory.output
-    now, before = epoch % 2, (epoch + 1) % 2
-    n_heads = node.shape[1]
-    moved = constant(0.0, load(memory.moved, (0,)))
+    H, S = len(readouts), len(plan.ends)
+    now, before = epoch % 2 * S * H, (epoch + 1) % 2 * S * H
+    moved = constant(0.0, load(memory.moved, 0))
     poison = moved
     d_node[:] = 0
-    for s in range(plan.ends.shape[0]):
-        left, right = plan.ends[s]
-        n0, n1 = load(count, (0, s)), load(count, (1, s))
+    for s in range(S):
+        left, right = plan.ends[s, 0] * H, plan.ends[s, 1] * H
+        n0, n1 = load(count, s), load(count, S + s)
         n = n0 + n1
-        mu, d_mu, _ = read(load(node, (left, 0)) + load(node, (right, 0)), readouts[0])
-        change = where(0.0 < n, mu - load(output, (before, s, 0)), 0.0)
-        inverse = n
-        store(output, (now, s, 0), mu)
-        if n_heads == 2:
-            z = load(node, (left, 1)) + load(node, (right, 1))
-            sigma, d_sigma, d_log_sigma = read(z, readouts[1])
-            inverse = 1.0 / sigma
-            change_of_sigma = where(0.0 < n, sigma - load(output, (before, s, 1)), 0.0)
-            store(output, (now, s, 1), sigma)
-            poison = poison + (change_of_sigma - change_of_sigma)
-            change_of_sigma = absolute(change_of_sigma)
-            moved = where(moved < change_of_sigma, change_of_sigma, moved)
+        mu, d_mu, _ = read(load(node, left) + load(node, right), readouts[0])
+        change = where(0.0 < n, mu - load(output, before + s * H), 0.0)
+        store(output, now + s * H, mu)
         poison = poison + (change - change)
-        change = absolute(change)
-        moved = where(moved < change, change, moved)
+        moved = larger(moved, absolute(change))
+        inverse = n
+        if H == 2:
+            sigma, d_sigma, d_log_sigma = read(load(node, left + 1) + load(node, right + 1), readouts[1])
+            inverse = 1.0 / sigma
+            change = where(0.0 < n, sigma - load(output, before + s * H + 1), 0.0)
+            store(output, now + s * H + 1, sigma)
+            poison = poison + (change - change)
+            moved = larger(moved, absolute(change))
         slope0, slope1 = n0 * slope_in_mu(mu, inverse, loss), n1 * slope_in_mu(mu - 1.0, inverse, loss)
-        _add(d_node, left, right, 0, where(0.0 < n, (slope0 + slope1) * d_mu, 0.0))
-        if n_heads == 2 and loss != SQUARED:
+        d_z = where(0.0 < n, (slope0 + slope1) * d_mu, 0.0)
+        store(d_node, left, load(d_node, left) + d_z)
+        store(d_node, right, load(d_node, right) + d_z)
+        if H == 2 and loss != SQUARED:
             # a location-scale family depends on error / sigma, so d loss / d log sigma = 1 - error * d loss / d mu
             own = n * d_sigma if loss == PRINTED else n * d_log_sigma
-            d_z = own - (slope0 * mu + slope1 * (mu - 1.0)) * d_log_sigma
-            _add(d_node, left, right, 1, where(0.0 < n, d_z, 0.0))
-    store(memory.moved, (0,), moved)
-    store(memory.poison, (0,), poison)
+            d_z = where(0.0 < n, own - (slope0 * mu + slope1 * (mu - 1.0)) * d_log_sigma, 0.0)
+            store(d_node, left + 1, load(d_node, left + 1) + d_z)
+            store(d_node, right + 1, load(d_node, right + 1) + d_z)
+    store(memory.moved, 0, moved)
+    store(memory.poison, 0, poison)
 
 
 @njit
-def _add(d_node, left, right, head, d_z):
-    store(d_node, (left, head), load(d_node, (left, head)) + d_z)
-    store(d_node, (right, head), load(d_node, (right, head)) + d_z)
-
-
-@njit
-def backward(net, gradient, plan, memory):
+def backward(net, gradient, plan, memory, channels, heads):
     """The derivatives of the summed loss by all parameters, from those by the logits."""
     h, slope, d_h, d_tap, d_node = memory.h, memory.slope, memory.d_h, memory.d_tap, memory.d_node
-    n_layers, n_channels = net.bias.shape[:2]
-    zero = constant(0.0, load(memory.moved, (0,)))
-    d_h[plan.first[n_layers] :] = 0
-    for head in range(net.head.shape[0]):
-        for j in range(len(plan.position) - 1, -1, -1):
-            p = plan.position[j]
-            for q in range(plan.start[j], plan.start[j + 1]):
-                d_z = load(d_node, (q, head))
-                for c in range(n_channels):
-                    here = load(d_h, (plan.unit[q], c)) + d_z * load(net.head, (head, c, p))
-                    store(d_h, (plan.unit[q], c), here)
-                parent = plan.parent[q]
-                store(d_node, (parent, head), load(d_node, (parent, head)) + d_z)
-            for c in range(n_channels):
-                total = zero
-                for q in range(plan.start[j], plan.start[j + 1]):
-                    total = total + load(d_node, (q, head)) * load(h, (plan.unit[q], c))
-                store(gradient.head, (head, c, p), total)
-        store(gradient.head_bias, (head,), load(d_node, (0, head)))
+    C, H = len(channels), len(heads)
+    n_layers = len(plan.first) - 2
+    zero = constant(0.0, load(memory.moved, 0))
+    d_h[plan.first[n_layers] * C :] = 0
+    gradient.head[:] = 0
+    for j in range(len(plan.position) - 1, -1, -1):
+        p = plan.position[j]
+        for q in range(plan.start[j], plan.start[j + 1]):
+            for head in range(H):
+                parent = plan.parent[q] * H + head
+                store(d_node, parent, load(d_node, parent) + load(d_node, q * H + head))
+            for c in range(C):
+                total = load(d_h, plan.unit[q] * C + c)
+                for head in range(H):
+                    total = total + load(d_node, q * H + head) * load(net.head, (p * H + head) * C + c)
+                store(d_h, plan.unit[q] * C + c, total)
+            for head in range(H):
+                d_z = load(d_node, q * H + head)
+                for c in range(C):
+                    row = (p * H + head) * C + c
+                    store(gradient.head, row, load(gradient.head, row) + d_z * load(h, plan.unit[q] * C + c))
+    for head in range(H):
+        store(gradient.head_bias, head, load(d_node, head))
     for layer in range(n_layers - 1, -1, -1):
         below, here, above = plan.first[layer], plan.first[layer + 1], plan.first[layer + 2]
-        d_tap[:here] = 0
-        for c in range(n_channels):
-            total = zero
-            for u in range(here, above):
-                d_z = load(d_h, (u, c)) * load(slope, (u, c))
-                total = total + d_z
+        d_tap[: here * 3 * C] = 0
+        for u in range(here, above):
+            for c in range(C):
+                d_z = load(d_h, u * C + c) * load(slope, u * C + c)
                 for k in range(3):
-                    v = plan.taps[u, k]
-                    store(d_tap, (v, k, c), load(d_tap, (v, k, c)) + d_z)
-            store(gradient.bias, (layer, c), total)
-        for c in range(n_channels):
-            for i in range(n_channels):
+                    v = (plan.taps[u, k] * 3 + k) * C + c
+                    store(d_tap, v, load(d_tap, v) + d_z)
+        for c in range(C):
+            total = load(d_tap, C + c)  # every unit has one of those below in its middle, or unit 0 for a bit 0
+            for v in range(below, here):
+                total = total + load(d_tap, (v * 3 + 1) * C + c)
+            store(gradient.bias, layer * C + c, total)
+            for i in range(C):
                 for k in range(3):
                     total = zero
                     for v in range(below, here):
-                        total = total + load(d_tap, (v, k, c)) * load(h, (v, i))
-                    store(gradient.weight, (layer, c, i, k), total)
+                        total = total + load(d_tap, (v * 3 + k) * C + c) * load(h, v * C + i)
+                    store(gradient.weight, ((layer * C + c) * C + i) * 3 + k, total)
         if layer > 0:
             for v in range(below, here):
-                for i in range(n_channels):
+                for i in range(C):
                     total = zero
-                    for k in range(3):
-                        for c in range(n_channels):
-                            total = total + load(d_tap, (v, k, c)) * load(net.weight, (layer, c, i, k))
-                    store(d_h, (v, i), total)
+                    for c in range(C):
+                        for k in range(3):
+                            weight = load(net.weight, ((layer * C + c) * C + i) * 3 + k)
+                            total = total + load(d_tap, (v * 3 + k) * C + c) * weight
+                    store(d_h, v * C + i, total)
 
 
 @njit
 def step(net, gradient, previous, memory, rate):
     """theta - rate * gradient, the theta before kept; a lane with rate 0 is frozen."""
-    size = load(rate, (0,))
+    size = load(rate, 0)
     poison = constant(0.0, size)
     for j in range(net.flat.shape[0]):
-        old = load(net.flat, (j,))
-        new = where(0.0 < size, old - size * load(gradient.flat, (j,)), old)
+        old = load(net.flat, j)
+        new = where(0.0 < size, old - size * load(gradient.flat, j), old)
         poison = poison + (new - new)
-        store(previous, (j,), old)
-        store(net.flat, (j,), new)
+        store(previous, j, old)
+        store(net.flat, j, new)
     return poison
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def train_lanes(net, gradient, previous, plan, memory, count, rate, epochs, jump, readouts, loss, checkpoints, string,
-                mu, sigma, failed_at, frozen_at):  # fmt: skip
+def train_lanes(net, gradient, previous, plan, memory, count, rate, epochs, jump, channels, readouts, loss, checkpoints,
+                string, mu, sigma, failed_at, frozen_at):  # fmt: skip
     """Train one network per lane through all epochs, writing what `kbe_lib.Run` holds into the last arguments."""
     kept = 0
-    poison = constant(0.0, load(rate, (0,)))
+    poison = constant(0.0, load(rate, 0))
     for epoch in range(epochs + 1):
-        forward(net, plan, memory)
+        forward(net, plan, memory, channels, readouts)
         read_out(plan, memory, count, epoch, readouts, loss)
         if epoch > 0:
-            store(memory.poison, (0,), load(memory.poison, (0,)) + poison)
-            if judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at):
-                forward(net, plan, memory)
-                read_out(plan, memory, count, epoch, readouts, loss)
+            store(memory.poison, 0, load(memory.poison, 0) + poison)
+            judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at)
         if kept < len(checkpoints) and epoch == checkpoints[kept]:
-            record(memory.output[epoch % 2], string, mu[:, kept], sigma[:, kept])
+            record(memory.output, epoch % 2 * len(plan.ends), len(readouts), string, mu[:, kept], sigma[:, kept])
             kept += 1
         if epoch < epochs:
-            backward(net, gradient, plan, memory)
+            backward(net, gradient, plan, memory, channels, readouts)
             poison = step(net, gradient, previous, memory, rate)
 
 
 @njit
 def judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at):
     """Note who failed in this epoch, and take those that are not finite back to the epoch before."""
-    any_frozen = False
+    size = len(memory.output) // 2
+    now, before = epoch % 2 * size, (epoch + 1) % 2 * size
     for lane in range(len(failed_at)):
         finite = memory.poison[0, lane] == 0
         if failed_at[lane] > epoch and not (finite and memory.moved[0, lane] <= jump):
@@ -509,18 +529,18 @@ def judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at):
             frozen_at[lane] = min(frozen_at[lane], epoch)
             rate[0, lane] = 0
             net.flat[:, lane] = previous[:, lane]
-            any_frozen = True
-    return any_frozen
+            memory.output[now : now + size, lane] = memory.output[before : before + size, lane]
 
 
 @njit
-def record(output, string, mu, sigma):
-    """Outputs of the strings (S, H, lanes) to those of every network's own points (lanes, N)."""
+def record(output, first, n_heads, string, mu, sigma):
+    """Outputs of the strings, (S H, lanes) after the first, to those of every network's own points, (lanes, N)."""
     for lane in range(string.shape[0]):
         for point in range(string.shape[1]):
-            mu[lane, point] = output[string[lane, point], 0, lane]
-            if output.shape[1] == 2:
-                sigma[lane, point] = output[string[lane, point], 1, lane]
+            row = (first + string[lane, point]) * n_heads
+            mu[lane, point] = output[row, lane]
+            if n_heads == 2:
+                sigma[lane, point] = output[row + 1, lane]
 
 
 # ------------------------------------------------------------------------------------------------------ the engine
@@ -542,100 +562,93 @@ def objection(params: Params, data: Dataset, loss: object) -> str | None:
     return None
 
 
-def train(params: Params, data: Dataset, epochs: int, step: float, loss: str, readout: Readout,
+def train(params: Params, data: Dataset, epochs: int, step_size: float, loss: str, readout: Readout,
           checkpoints: list[int], workers: int) -> Run:  # fmt: skip
-    """What `kbe_lib.train` does once its arguments are checked; `step` is the step size under the mean loss."""
-    n_networks, n_points, n_bits = data.x.shape
+    """`kbe_lib.train` once its arguments are checked; step_size is that under the mean loss.
+
+    Threads share the networks out in blocks, one network per lane; lanes never meet, so the result does not depend on
+    who shares a block or how many threads there are.
+    """
     theta = params["conv1.weight"]
-    number = np.dtype(str(theta.dtype).removeprefix("torch."))
-    width = REGISTER // number.itemsize
-    n_layers = sum(name.startswith("conv") for name in params) // 2
-    direct = n_points <= direct_up_to(n_bits)
-    bits = data.x.to(torch.int64).numpy()
-    labels = data.y.to(torch.int64).numpy()
-    if direct:
-        plan = make_plan(1 + np.arange(n_points * n_bits).reshape(n_points, n_bits), n_layers)
-        string = np.broadcast_to(np.arange(n_points), labels.shape)
-    else:
-        plan = make_plan(np.arange(2**n_bits)[:, None] >> np.arange(n_bits - 1, -1, -1) & 1, n_layers)
-        string = bits @ 2 ** np.arange(n_bits - 1, -1, -1)
-    n_heads = sum(name.endswith(".weight") for name in params) - n_layers
-    shape = (n_networks, len(checkpoints), n_points)
-    mu = np.empty(shape, number)
-    sigma = np.empty(shape if n_heads == 2 else (n_networks, len(checkpoints), 0), number)
-    failed_at, frozen_at = np.full((2, n_networks), np.inf, number)
-    pair = (readout, readout) if isinstance(readout, str) else readout
-    readouts = tuple(READOUTS.index(name) for name in pair)
+    dtype = np.dtype(str(theta.dtype).removeprefix("torch."))
+    n_networks, n_points = data.y.shape
+    n_channels = theta.shape[1]
+    heads = [name.removesuffix(".weight") for name in params if name.endswith(".weight") and name[:4] != "conv"]
+    n_layers = len(params) // 2 - len(heads)
+    readouts = tuple(READOUTS.index(readout if isinstance(readout, str) else readout[i]) for i in range(len(heads)))
+    labels = data.y.numpy().astype(np.int64)
+    plan, string, bits = arrange(data.x.numpy().astype(np.int64), n_layers)
+    mu, sigma = np.empty((2, n_networks, len(checkpoints), n_points), dtype)
+    failed_at, frozen_at = np.full((2, n_networks), np.inf, dtype)
     trained = {name: torch.empty_like(value) for name, value in params.items()}
+    width = REGISTER // dtype.itemsize
 
     def train_block(start: int) -> None:
-        block = np.minimum(np.arange(start, start + width), n_networks - 1)  # the last one fills the lanes left over
-        mine = slice(start, min(start + width, n_networks))
-        net, gradient = make_net(params, n_bits, width, number), make_net(params, n_bits, width, number)
-        views = named_views(net, params)
+        block = slice(start, start + width)
+        size = len(labels[block])  # the last block can leave lanes over; they train networks of zeros on no data
+        net, gradient = (empty_net(n_layers, n_channels, len(heads), data.x.shape[2], width, dtype) for _ in range(2))
+        views = by_name(net, heads, n_channels)
         for name, view in views.items():
-            view[:] = np.moveaxis(params[name].numpy()[block], 0, -1)
-        memory = make_memory(plan, net, number)
-        count = np.zeros((2, len(plan.ends), width), number)
-        lanes = np.arange(width)[:, None]
-        np.add.at(count, (labels[block], string[block], lanes), 1)
-        if direct:
-            memory.h[1 : plan.first[1], 0] = bits[block].reshape(width, -1).T
-        else:
-            memory.h[1, 0] = 1
-        rate = np.full((1, width), step / n_points, number)
-        failed, frozen = np.full((2, width), np.inf, number)
-        train_lanes(net, gradient, net.flat.copy(), plan, memory, count, rate, epochs, JUMP, readouts,
-                    tuple(LOSSES).index(loss), np.array(checkpoints), string[mine], mu[mine], sigma[mine],
-                    failed, frozen)  # fmt: skip
-        failed_at[mine], frozen_at[mine] = failed[: mine.stop - start], frozen[: mine.stop - start]
+            view[:size] = params[name][block].detach().numpy().reshape(view[:size].shape)
+        memory = empty_memory(plan, n_channels, len(heads), width, dtype)
+        memory.h[n_channels : plan.first[1] * n_channels : n_channels, :size] = bits[block].T
+        count = np.zeros((2, len(plan.ends), width), dtype)
+        np.add.at(count, (labels[block], string[block], np.arange(size)[:, None]), 1)
+        failed, frozen = np.full((2, width), np.inf, dtype)
+        train_lanes(
+            net, gradient, net.flat.copy(), plan, memory, count.reshape(-1, width),
+            np.full((1, width), step_size / n_points, dtype), epochs, JUMP, tuple(range(n_channels)), readouts,
+            tuple(LOSSES).index(loss), np.array(checkpoints), string[block], mu[block], sigma[block], failed, frozen,
+        )  # fmt: skip
+        failed_at[block], frozen_at[block] = failed[:size], frozen[:size]
         for name, view in views.items():
-            trained[name][mine] = torch.from_numpy(np.moveaxis(view, -1, 0)[: mine.stop - start])
+            trained[name][block] = torch.from_numpy(view[:size].reshape(trained[name][block].shape))
 
-    # the threads flush denormal numbers to zero, which are slow and mean nothing here, and end with the training
+    # These threads flush denormal numbers to zero, which are slow and mean nothing here, and end with the training.
     with ThreadPoolExecutor(workers, initializer=torch.set_flush_denormal, initargs=(True,)) as pool:
         list(pool.map(train_block, range(0, n_networks, width)))
-    outputs = torch.from_numpy(mu), torch.from_numpy(sigma) if n_heads == 2 else None
-    return Run(torch.tensor(checkpoints), *outputs, torch.from_numpy(failed_at), torch.from_numpy(frozen_at), trained)
+    recorded = (torch.from_numpy(output) for output in (mu, sigma))
+    mu, sigma = (*recorded,) if len(heads) == 2 else (next(recorded), None)
+    failures = torch.from_numpy(failed_at), torch.from_numpy(frozen_at)
+    return Run(torch.tensor(checkpoints), mu, sigma, *failures, trained, "fast")
 
 
-def direct_up_to(n_bits: int) -> int:
-    return 16
+def arrange(x: np.ndarray, n_layers: int) -> tuple[Plan, np.ndarray, np.ndarray]:
+    """The cheaper plan for data x (M, N, b), the string of each point (M, N), and what feeds layer 0 (M, inputs)."""
+    n_networks, n_points, n_bits = x.shape
+    place = 2 ** np.arange(n_bits - 1, -1, -1)
+    cost_of_direct = n_points * (n_bits * (3 * n_layers + 1) + 1)
+    if 2**n_bits < cost_of_direct:
+        table = make_plan(np.arange(2**n_bits)[:, None] // place % 2, n_layers)
+        # in units of one ELU with its derivative; what a unit below the last layer adds to its neighbours costs two
+        if len(table.taps) + 2 * table.first[-2] + len(table.unit) + len(table.ends) < cost_of_direct:
+            return table, x @ place, np.ones((n_networks, 1))
+    separate = make_plan(1 + np.arange(n_points * n_bits).reshape(n_points, n_bits), n_layers)
+    return separate, np.tile(np.arange(n_points), (n_networks, 1)), x.reshape(n_networks, -1)
 
 
-def make_net(params, n_bits, width, number):
-    n_layers = sum(name.startswith("conv") for name in params) // 2
-    n_heads = len(params) // 2 - n_layers
-    n_channels = params["conv1.weight"].shape[1]
-    shapes = [(n_layers, n_channels, n_channels, 3), (n_layers, n_channels), (n_heads, n_channels, n_bits), (n_heads,)]
-    sizes = [math.prod(shape) for shape in shapes]
-    flat = np.zeros((sum(sizes), width), number)
-    pieces = np.split(flat, np.cumsum(sizes)[:-1])
-    return Net(flat, *(piece.reshape(*shape, width) for piece, shape in zip(pieces, shapes, strict=True)))
+def empty_net(n_layers: int, n_channels: int, n_heads: int, n_bits: int, width: int, dtype: np.dtype) -> Net:
+    sizes = [3 * n_layers * n_channels**2, n_layers * n_channels, n_bits * n_heads * n_channels, n_heads]
+    flat = np.zeros((sum(sizes), width), dtype)
+    return Net(flat, *np.split(flat, np.cumsum(sizes)[:-1]))
 
 
-def named_views(net, params):
+def empty_memory(plan: Plan, n_channels: int, n_heads: int, width: int, dtype: np.dtype) -> Memory:
+    unit, tap, node = len(plan.taps) * n_channels, plan.first[-2] * 3 * n_channels, len(plan.unit) * n_heads
+    sizes = [unit, unit, unit, tap, tap, node, node, 2 * len(plan.ends) * n_heads, 1, 1]
+    return Memory(*(np.zeros((size, width), dtype) for size in sizes))
+
+
+def by_name(net: Net, heads: list[str], n_channels: int) -> dict[str, np.ndarray]:
+    """Views (lanes, ...) of a net under the names that `kbe_lib.init_networks` gives its parameters."""
+    width = net.flat.shape[1]
+    weight = np.moveaxis(net.weight.reshape(-1, n_channels, n_channels, 3, width), -1, 0)
+    bias = np.moveaxis(net.bias.reshape(-1, n_channels, width), -1, 0)
+    head = net.head.reshape(-1, len(heads), n_channels, width).transpose(3, 1, 2, 0)
     views = {}
-    heads = []
-    for name in params:
-        layer, part = name.split(".")
-        if layer.startswith("conv"):
-            index = int(layer[4:]) - 1
-            views[name] = net.bias[index] if part == "bias" else net.weight[index, :, : params[name].shape[2]]
-        else:
-            if layer not in heads:
-                heads.append(layer)
-            head = heads.index(layer)
-            shape = params[name].shape[1:]
-            views[name] = net.head_bias[head : head + 1] if part == "bias" else net.head[head].reshape(*shape, -1)
+    for layer in range(weight.shape[1]):
+        views[f"conv{layer + 1}.weight"] = weight[:, layer, :, : n_channels if layer else 1]
+        views[f"conv{layer + 1}.bias"] = bias[:, layer]
+    for i, name in enumerate(heads):
+        views[f"{name}.weight"], views[f"{name}.bias"] = head[:, i], net.head_bias.T[:, i]
     return views
-
-
-def make_memory(plan, net, number):
-    n_layers, n_channels, width = net.bias.shape
-    n_units, n_inner, n_nodes, n_heads = len(plan.taps), plan.first[n_layers], len(plan.unit), len(net.head)
-    unit = (n_units, n_channels)
-    tap = (n_inner, 3, n_channels)
-    node = (n_nodes, n_heads)
-    shapes = [unit, unit, unit, tap, tap, node, node, (2, len(plan.ends), n_heads), (1,), (1,)]
-    return Memory(*(np.zeros((*shape, width), number) for shape in shapes))
