@@ -410,7 +410,9 @@ def read_out(plan, memory, count, epoch, readouts, loss):
             store(output, now + s * H + 1, sigma)
             poison = poison + (change - change)
             moved = larger(moved, absolute(change))
-        slope0, slope1 = n0 * slope_in_mu(mu, inverse, loss), n1 * slope_in_mu(mu - 1.0, inverse, loss)
+        # a label that does not occur counts as 0 also where its slope overflows
+        slope0 = where(0.0 < n0, n0 * slope_in_mu(mu, inverse, loss), 0.0)
+        slope1 = where(0.0 < n1, n1 * slope_in_mu(mu - 1.0, inverse, loss), 0.0)
         d_z = where(0.0 < n, (slope0 + slope1) * d_mu, 0.0)
         store(d_node, left, load(d_node, left) + d_z)
         store(d_node, right, load(d_node, right) + d_z)
