@@ -13,7 +13,7 @@ import pytest
 import kbe_sweep
 
 CELLS = [
-    kbe_sweep.Cell(n, seed, epochs=20, checkpoints=(0, 5, 20), n_networks=8) for n in (1, 5, 20) for seed in (0, 1)
+    kbe_sweep.Cell(n, seed, epochs=2000, checkpoints=(0, 5, 2000), n_networks=8) for n in (1, 5, 20) for seed in (0, 1)
 ]
 
 
@@ -30,7 +30,7 @@ def undisturbed():
 
 def test_result_is_that_of_a_training(undisturbed):
     result = undisturbed[CELLS[2]]
-    assert result.epochs.tolist() == [0, 5, 20]
+    assert result.epochs.tolist() == [0, 5, 2000]
     assert result.v.shape == result.v_star.shape == (8, 3)
     assert ((result.v >= 0) & (result.v <= 1)).all()  # 0 where the error is below the smallest number
     assert result.failed_at.shape == result.frozen_at.shape == (8,)
@@ -54,7 +54,7 @@ def test_another_setting_is_another_cell(tmp_path):
     kept = {cell.name() for cell in CELLS}
     changed = [
         {"lr": 0.05}, {"readout": ("raw", "exp")}, {"reduction": "sum"}, {"dtype": "float32"}, {"n_bits": 6},
-        {"n_channels": 2}, {"replacement": False}, {"loss": "printed"}, {"epochs": 21}, {"checkpoints": (0, 20)},
+        {"n_channels": 2}, {"replacement": False}, {"loss": "printed"}, {"epochs": 2001}, {"checkpoints": (0, 2000)},
     ]  # fmt: skip
     for change in changed:
         kept.add(kbe_sweep.Cell(**(CELLS[0].__dict__ | change)).name())

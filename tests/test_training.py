@@ -1,3 +1,4 @@
+import functools
 import math
 
 import pytest
@@ -5,6 +6,12 @@ import torch
 from modules import Network, stacked
 
 import kbe_lib as kbe
+
+
+@pytest.fixture(params=["torch", "fast"])
+def train(request):
+    """Both engines keep the same promises."""
+    return functools.partial(kbe.train, engine=request.param)
 
 
 def trained_by_hand(module, x, y, epochs, lr, reduction="mean"):
@@ -19,11 +26,11 @@ def trained_by_hand(module, x, y, epochs, lr, reduction="mean"):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_training_equals_sgd_on_modules(reduction, generator):
+def test_training_equals_sgd_on_modules(train, reduction, generator):
     modules = [Network().double() for _ in range(4)]
     data = kbe.random_bit_encoding(4, 20, generator=generator)
     lr, epochs = (0.1, 40) if reduction == "mean" else (0.005, 40)
-    run = kbe.train(stacked(modules), data, epochs=epochs, lr=lr, reduction=reduction, chunk=3)
+    run = train(stacked(modules), data, epochs=epochs, lr=lr, reduction=reduction, chunk=3)
     for i, module in enumerate(modules):
         trained_by_hand(module, data.x[i], data.y[i], epochs, lr, reduction)
     for name, expected in stacked(modules).items():
@@ -31,10 +38,10 @@ def test_training_equals_sgd_on_modules(reduction, generator):
         torch.testing.assert_close(run.params[name], expected, rtol=1e-11, atol=1e-13)
 
 
-def test_average_network_equals_sgd_on_squared_error(generator):
+def test_average_network_equals_sgd_on_squared_error(train, generator):
     module = Network(heads=("mu",)).double()
     data = kbe.random_bit_encoding(1, 9, generator=generator)
-    run = kbe.train(stacked([module]), data, epochs=30, loss="squared")
+    run = train(stacked([module]), data, epochs=30, loss="squared")
     optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
     for _ in range(30):
         optimiser.zero_grad()
@@ -45,43 +52,43 @@ def test_average_network_equals_sgd_on_squared_error(generator):
     assert run.sigma is None
 
 
-def test_records_are_the_states_at_their_epochs(generator):
+def test_records_are_the_states_at_their_epochs(train, generator):
     params, data = kbe.init_networks(3, generator=generator), kbe.random_bit_encoding(3, 12, generator=generator)
-    run = kbe.train(params, data, epochs=12, record=[12, 0, 5])
+    run = train(params, data, epochs=12, record=[12, 0, 5])
     assert run.epochs.tolist() == [0, 5, 12]
     assert run.mu.shape == run.sigma.shape == (3, 3, 12)
     for t, epoch in enumerate(run.epochs.tolist()):
-        state = kbe.train(params, data, epochs=epoch).params
+        state = train(params, data, epochs=epoch).params
         mu, sigma = kbe.predict(state, data.x)
         torch.testing.assert_close(run.mu[:, t], mu, rtol=1e-13, atol=1e-14)
         torch.testing.assert_close(run.sigma[:, t], sigma, rtol=1e-13, atol=1e-14)
 
 
-def test_training_on_continues(generator):
+def test_training_on_continues(train, generator):
     params, data = kbe.init_networks(3, generator=generator), kbe.random_bit_encoding(3, 12, generator=generator)
-    whole = kbe.train(params, data, epochs=30)
-    halves = kbe.train(kbe.train(params, data, epochs=13).params, data, epochs=17)
+    whole = train(params, data, epochs=30)
+    halves = train(train(params, data, epochs=13).params, data, epochs=17)
     for name in params:
         torch.testing.assert_close(whole.params[name], halves.params[name], rtol=1e-12, atol=1e-14)
 
 
-def test_chunks_do_not_matter(generator):
+def test_chunks_do_not_matter(train, generator):
     params, data = kbe.init_networks(5, generator=generator), kbe.random_bit_encoding(5, 12, generator=generator)
-    one, many = (kbe.train(params, data, epochs=20, chunk=chunk) for chunk in (5, 2))
+    one, many = (train(params, data, epochs=20, chunk=chunk) for chunk in (5, 2))
     torch.testing.assert_close(one.mu, many.mu, rtol=1e-12, atol=1e-14)
     assert torch.equal(one.failed_at, many.failed_at)
 
 
-def test_the_caller_s_parameters_are_left_alone(generator):
+def test_the_caller_s_parameters_are_left_alone(train, generator):
     params, data = kbe.init_networks(2, generator=generator), kbe.random_bit_encoding(2, 5, generator=generator)
     before = {k: v.clone() for k, v in params.items()}
-    kbe.train(params, data, epochs=3)
+    train(params, data, epochs=3)
     assert all(torch.equal(before[k], params[k]) for k in params)
 
 
-def test_failure_is_the_first_jump(generator):
+def test_failure_is_the_first_jump(train, generator):
     params, data = kbe.init_networks(64, generator=generator), kbe.random_bit_encoding(64, 5, generator=generator)
-    run = kbe.train(params, data, epochs=120, record=range(121))
+    run = train(params, data, epochs=120, record=range(121))
     outputs = torch.cat([run.mu, run.sigma], dim=2)
     moved = outputs.diff(dim=1).abs().amax(2)  # (M, 120), entry t is the step from epoch t to t + 1
     for m in range(64):
@@ -92,9 +99,9 @@ def test_failure_is_the_first_jump(generator):
     assert (run.failed_at > 120).sum() > 3
 
 
-def test_a_frozen_network_keeps_its_last_finite_state(generator):
+def test_a_frozen_network_keeps_its_last_finite_state(train, generator):
     params, data = kbe.init_networks(16, generator=generator), kbe.random_bit_encoding(16, 1, generator=generator)
-    run = kbe.train(params, data, epochs=60, readout=("raw", "exp"), record=range(61))
+    run = train(params, data, epochs=60, readout=("raw", "exp"), record=range(61))
     frozen = run.frozen_at <= 60
     assert frozen.sum() > 5  # so that the loop below tests something
     assert (run.failed_at <= run.frozen_at).all()
@@ -106,18 +113,18 @@ def test_a_frozen_network_keeps_its_last_finite_state(generator):
     assert all(v.isfinite().all() for v in run.params.values())
 
 
-def test_one_diverging_network_does_not_touch_the_others(generator):
+def test_one_diverging_network_does_not_touch_the_others(train, generator):
     params, data = kbe.init_networks(2, generator=generator), kbe.random_bit_encoding(2, 20, generator=generator)
     params["sigma.bias"][0] = -400.0  # sigma = 1e-174: the first step of this network overflows
-    pair = kbe.train(params, data, epochs=30)
-    alone = kbe.train({k: v[1:] for k, v in params.items()}, kbe.Dataset(data.x[1:], data.y[1:]), epochs=30)
+    pair = train(params, data, epochs=30)
+    alone = train({k: v[1:] for k, v in params.items()}, kbe.Dataset(data.x[1:], data.y[1:]), epochs=30)
     assert pair.failed_at[0] == 1
     torch.testing.assert_close(pair.mu[1], alone.mu[0], rtol=1e-13, atol=1e-14)
 
 
-def test_float32_stays_float32(generator):
+def test_float32_stays_float32(train, generator):
     params = kbe.init_networks(2, generator=generator, dtype=torch.float32)
-    run = kbe.train(params, kbe.random_bit_encoding(2, 5, generator=generator), epochs=3)
+    run = train(params, kbe.random_bit_encoding(2, 5, generator=generator), epochs=3)
     assert run.mu.dtype == torch.float32
 
 
@@ -129,6 +136,7 @@ def test_variances():
         failed_at=torch.tensor([math.inf]),
         frozen_at=torch.tensor([math.inf]),
         params={},
+        engine="torch",
     )
     v, v_star = kbe.variances(run, torch.tensor([[1.0, 0.0]]))
     assert v.tolist() == [[(1 + 0.25) / 2]]
@@ -157,25 +165,23 @@ def test_fraction_is_the_wilson_interval():
         (dict(chunk=0), "chunk must be at least 1, got 0"),
     ],
 )
-def test_bad_settings(generator, change, message):
+def test_bad_settings(train, generator, change, message):
     params, data = kbe.init_networks(2, generator=generator), kbe.random_bit_encoding(2, 5, generator=generator)
     with pytest.raises(ValueError, match=message):
-        kbe.train(params, data, **(dict(epochs=10) | change))
+        train(params, data, **(dict(epochs=10) | change))
 
 
-def test_bad_data(generator):
+def test_bad_data(train, generator):
     params, data = kbe.init_networks(2, generator=generator), kbe.random_bit_encoding(2, 5, generator=generator)
     average = kbe.init_networks(2, heads=("mu",), generator=generator)
     with pytest.raises(ValueError, match=r"data.y must have the shape \(M, N\) = \(2, 5\) of data.x, got \(2, 4\)"):
-        kbe.train(params, kbe.Dataset(data.x, data.y[:, :4]), epochs=1)
+        train(params, kbe.Dataset(data.x, data.y[:, :4]), epochs=1)
     with pytest.raises(ValueError, match=r"data.x must have shape .* M = 2 networks .* got \(1, 5, 8\)"):
-        kbe.train(params, kbe.Dataset(data.x[:1], data.y[:1]), epochs=1)
+        train(params, kbe.Dataset(data.x[:1], data.y[:1]), epochs=1)
     with pytest.raises(ValueError, match="data.y must be finite, got 1 NaN or inf"):
-        kbe.train(
-            params, kbe.Dataset(data.x, torch.where(torch.arange(10).view(2, 5) == 3, math.nan, data.y)), epochs=1
-        )
+        train(params, kbe.Dataset(data.x, torch.where(torch.arange(10).view(2, 5) == 3, math.nan, data.y)), epochs=1)
     with pytest.raises(ValueError, match="loss 'gaussian' needs a sigma head; an average network takes 'squared'"):
-        kbe.train(average, data, epochs=1)
-    run = kbe.train(average, data, epochs=1, loss="squared")
+        train(average, data, epochs=1)
+    run = train(average, data, epochs=1, loss="squared")
     with pytest.raises(ValueError, match="run must be of variance networks, these have no sigma"):
         kbe.variances(run, data.y)
