@@ -57,9 +57,9 @@ def test_all_pairs_of_readouts_agree(mu_readout, sigma_readout):
 
 @pytest.mark.parametrize("readout", kbe.READOUTS)
 def test_readouts_agree_far_from_zero(readout):
-    params, data = problem(12, 6)
-    params["mu.bias"] += torch.linspace(-30, 30, 12, dtype=torch.float64)[:, None]
-    params["sigma.bias"] += torch.linspace(2, 40, 12, dtype=torch.float64)[:, None]  # beyond softplus's threshold 20
+    params, data = problem(31, 6)
+    params["mu.bias"] += torch.linspace(-30, 30, 31, dtype=torch.float64)[:, None]  # past softplus's threshold 20
+    params["sigma.bias"] += torch.linspace(2, 40, 31, dtype=torch.float64)[:, None]
     reference, fast = both(params, data, epochs=1, lr=1e-3, readout=readout)
     assert distance(reference.params, fast.params) <= 1e-12
     torch.testing.assert_close(fast.mu, reference.mu, rtol=1e-12, atol=0, equal_nan=True)
@@ -144,6 +144,16 @@ def test_gradients_close_to_collapse():
     assert float(reference.sigma[:, 0].min()) < 1e-25
     moves = [torch.cat([(r.params[k] - params[k]).flatten(1) for k in params], 1) for r in (reference, fast)]
     assert float(((moves[0] - moves[1]).norm(dim=1) / moves[0].norm(dim=1)).max()) <= 1e-11
+
+
+def test_a_label_that_does_not_occur_cannot_overflow():
+    params, data = problem(8, 1)
+    params["mu.bias"] += 1600 * data.y - 800  # mu is y
+    params["sigma.bias"] -= 400  # the square of 1/sigma is not a number any more, its product with y - mu = 0 is
+    reference, fast = both(params, data, epochs=1)
+    assert 0 < data.y.sum() < 8
+    assert reference.frozen_at.isinf().all()
+    assert fast.frozen_at.isinf().all()
 
 
 @pytest.mark.parametrize("n_points", [2, 60])
