@@ -369,37 +369,37 @@ def _unflatten(theta: Tensor, like: Params) -> Params:
 
 
 def _train_chunk(params, x, y, epochs, step, loss_of, readout, checkpoints) -> Run:
+    # Nothing in the loop asks a tensor for its value, so on a GPU the host never waits for the device.
     theta = torch.cat([v.flatten(1) for v in params.values()], dim=1)
     x, y = x.to(theta), y.to(theta)
-    previous = outputs_before = None
+    n_points = y.shape[1]
+    last_theta = last_outputs = None
     failed_at = theta.new_full((len(theta),), math.inf)
     frozen_at = failed_at.clone()
-    kept_mu, kept_sigma = [], []
+    kept = []
     for epoch in range(epochs + 1):
         theta.requires_grad_()
         mu, sigma, log_sigma = _read(logits(_unflatten(theta, params), x), readout)
         outputs = (mu if sigma is None else torch.cat([mu, sigma], dim=1)).detach()
-        if previous is not None:
-            # a state is finite if its outputs are and its parameters are; sigmoid hides infinite parameters
-            finite = outputs.isfinite().all(1) & theta.detach().isfinite().all(1)
-            moved = (outputs - outputs_before).abs().amax(1)
+        state = theta.detach()
+        if epoch > 0:
+            # a state is finite if its outputs are and its parameters are: a sigmoid hides infinite parameters
+            finite = outputs.isfinite().all(1) & state.isfinite().all(1)
+            moved = (outputs - last_outputs).abs().amax(1)
             failed_at = failed_at.where((failed_at <= epoch) | (finite & (moved <= JUMP)), epoch)
             frozen_at = frozen_at.where((frozen_at <= epoch) | finite, epoch)
-            outputs = outputs.where(finite[:, None], outputs_before)
-            if not finite.all():  # forget the step: the last finite state is the one that stays
-                theta = torch.where(finite[:, None], theta.detach(), previous).requires_grad_()
-                mu, sigma, log_sigma = _read(logits(_unflatten(theta, params), x), readout)
+            state = torch.where(finite[:, None], state, last_theta)
+            outputs = torch.where(finite[:, None], outputs, last_outputs)
         if epoch in checkpoints:
-            kept_mu.append(mu.detach())
-            kept_sigma.append(None if sigma is None else sigma.detach())
+            kept.append(outputs)
         if epoch < epochs:
             (gradient,) = torch.autograd.grad(loss_of(y, mu, sigma, log_sigma).mean(1).sum(), theta)
-            previous, outputs_before = theta.detach(), outputs
-            alive = (frozen_at > epoch)[:, None]
-            theta = torch.where(alive, previous - step * gradient, previous)
-    stack = [None if kept and kept[0] is None else torch.stack(kept, dim=1) for kept in (kept_mu, kept_sigma)]
-    epochs_kept = torch.tensor(checkpoints)
-    return Run(epochs_kept, *stack, failed_at, frozen_at, _unflatten(theta.detach(), params), "torch")
+            last_theta, last_outputs = state, outputs
+            theta = torch.where((frozen_at > epoch)[:, None], state - step * gradient, state)
+    mu, sigma = (
+        torch.stack(kept, dim=1).split(n_points, dim=2) if sigma is not None else (torch.stack(kept, dim=1), None)
+    )
+    return Run(torch.tensor(checkpoints), mu, sigma, failed_at, frozen_at, _unflatten(state, params), "torch")
 
 
 def variances(run: Run, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,48 @@
+# What a reader needs: `make book`, `make test`.  Everything is set up in .venv by the first of them.
+PYTHON ?= python3
+BIN := .venv/bin
+PORT ?= 8000
+# One thread per process, one process per core: two threads that wait for each other by spinning are slower than one.
+export OMP_NUM_THREADS ?= 1
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
+
+.PHONY: help setup book test lint format serve lab clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: .venv/installed  ## the virtual environment, with the pinned packages
+
+.venv/installed: requirements.txt constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+book: .venv/installed  ## execute every chapter and build the pages, strictly
+	$(BIN)/jupyter-book build . -W -n --keep-going
+	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
+
+test: .venv/installed  ## unit tests, then every chapter as a notebook
+	$(BIN)/python -m pytest -n $(WORKERS) tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --nbmake --nbmake-timeout=900 book
+
+lint: .venv/installed  ## style of modules, tests and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed  ## bring style and pairs in order, starting from the chapters' Markdown
+	for chapter in book/*.ipynb; do touch $${chapter%.ipynb}.md; done
+	$(BIN)/jupytext --quiet --sync book/*.ipynb
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	touch book/*.ipynb && $(BIN)/jupytext --quiet --sync book/*.ipynb
+
+serve: book  ## the built pages at http://localhost:8000
+	$(BIN)/python -m http.server --directory _build/html $(PORT)
+
+lab: .venv/installed  ## the chapters in JupyterLab
+	$(BIN)/jupyter lab book
+
+clean:  ## remove what was built; the virtual environment stays
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info __pycache__ */__pycache__

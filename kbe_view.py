@@ -1,0 +1,109 @@
+"""What the reader looks at: one figure style, one colour per quantity, the arrows of a loss, computed sentences."""
+
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+_IMPORTED = time.perf_counter()
+
+# Okabe and Ito's colours, told apart with every common colour vision; a line style goes with each, for print.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#555555",
+)  # fmt: skip
+
+# One look per quantity, the same in every chapter: ax.plot(x, y, **view.V)
+MU = {"color": BLUE, "label": "μ"}
+SIGMA = {"color": ORANGE, "linestyle": "--", "label": "σ"}
+V = {"color": BLUE, "label": "V = ⟨(y−μ)²⟩"}
+V_STAR = {"color": ORANGE, "linestyle": "--", "label": "V* = ⟨σ²⟩"}
+GAP = {"color": GREEN, "linestyle": "-.", "label": "|V−V*|"}
+MEASURED = {"color": BLUE, "label": "measured"}
+THEORY = {"color": "black", "linestyle": "--", "linewidth": 1.2, "label": "theory"}
+GUIDE = {"color": GREY, "linestyle": ":", "linewidth": 1.0}
+SERIES = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+
+_STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.labelsize": 11,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.linewidth": 1.8,
+    "image.cmap": "viridis",
+}
+
+
+def figure(rows: int = 1, columns: int = 1, width: float = 7.0, height: float | None = None, **subplots):
+    """A figure in the book's style and its axes, as `plt.subplots` gives them; sizes in inches."""
+    plt.rcParams.update(_STYLE)  # not a context: legends and labels, made later, must have the style too
+    height = height or 0.62 * width * rows / columns + 0.25
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **subplots)
+
+
+def band(ax: Axes, x, samples, quantiles=(0.1, 0.9), **look):
+    """Median over the first axis of samples (M, T) as a line, with a band between two quantiles.
+
+    Infinite and failed values count at their end of the order; NaN is not allowed, so that no run is dropped.
+    """
+    samples = np.asarray(samples)
+    if np.isnan(samples).any():
+        raise ValueError(f"samples must not contain NaN, got {np.isnan(samples).sum()}")
+    low, middle, high = np.quantile(samples, (quantiles[0], 0.5, quantiles[1]), axis=0, method="inverted_cdf")
+    ax.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
+    return ax.plot(x, middle, **look)
+
+
+def loss_arrows(fig: Figure, ax: Axes, error_max: float = 0.6, sigma_max: float = 0.6, n: int = 15):
+    """Arrows of minus the gradient of eq. 8 for one point over (|e|, sigma), coloured by the log of their length."""
+    error, sigma = torch.meshgrid(torch.linspace(0.02, error_max, n), torch.linspace(0.02, sigma_max, n), indexing="xy")
+    d_error, d_sigma = -error / sigma**2, (error**2 - sigma**2) / sigma**3
+    length = torch.hypot(d_error, d_sigma)
+    arrows = ax.quiver(
+        error, sigma, d_error / length, d_sigma / length, length, norm=LogNorm(), cmap="Greys", pivot="mid",
+        width=0.004, scale=26, edgecolor="grey", linewidth=0.2,
+    )  # fmt: skip
+    fig.colorbar(arrows, ax=ax, label="steepness |∇L|")
+    ax.set(xlabel="error |y − μ|", ylabel="standard deviation σ", xlim=(0, error_max), ylim=(0, sigma_max))
+
+
+class say:
+    """A computed sentence: shows its Markdown on the page, in Lab and in Colab alike."""
+
+    def __init__(self, markdown: str):
+        self.markdown = markdown
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown
+
+    def __repr__(self) -> str:
+        return self.markdown
+
+
+def percent(estimate: float, low: float, high: float) -> str:
+    """A fraction and its interval in words: "93 % (88 to 96 %)"."""
+    return f"{100 * estimate:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def quantiles(values, digits: int = 3) -> str:
+    """Median and 10 to 90 % range in words: "191 (102 to 350)"; an infinite value reads "never"."""
+    low, middle, high = np.quantile(np.asarray(values), (0.1, 0.5, 0.9), method="inverted_cdf")
+
+    def word(value: float) -> str:
+        return "never" if np.isinf(value) else f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+
+    return f"{word(middle)} ({word(low)} to {word(high)})"
+
+
+def running_time() -> say:
+    """How long the chapter has been running, counted from the import of this module."""
+    return say(f"This chapter ran in {time.perf_counter() - _IMPORTED:.0f} s.")

@@ -1,0 +1,160 @@
+"""Sweeps: same result in any order and any process, nothing lost when they are killed."""
+
+import multiprocessing
+import os
+import random
+import resource
+import signal
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import kbe_sweep
+
+CELLS = [
+    kbe_sweep.Cell(n, seed, epochs=2000, checkpoints=(0, 5, 2000), n_networks=8) for n in (1, 5, 20) for seed in (0, 1)
+]
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        np.array_equal(a, b) for cell in first for a, b in zip(first[cell], second[cell], strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return dict(kbe_sweep.sweep(CELLS, progress=False))
+
+
+def test_result_is_that_of_a_training(undisturbed):
+    result = undisturbed[CELLS[2]]
+    assert result.epochs.tolist() == [0, 5, 2000]
+    assert result.v.shape == result.v_star.shape == (8, 3)
+    assert ((result.v >= 0) & (result.v <= 1)).all()  # 0 where the error is below the smallest number
+    assert result.failed_at.shape == result.frozen_at.shape == (8,)
+
+
+def test_order_and_executor_do_not_matter(undisturbed):
+    assert same(dict(kbe_sweep.sweep(CELLS[::-1], progress=False)), undisturbed)
+    with ThreadPoolExecutor(2) as executor:
+        assert same(dict(kbe_sweep.sweep(CELLS, executor=executor, progress=False)), undisturbed)
+    with ProcessPoolExecutor(2) as executor:
+        assert same(dict(kbe_sweep.sweep(CELLS, executor=executor, progress=False)), undisturbed)
+
+
+def test_stored_cells_are_read_and_not_run_again(tmp_path, undisturbed, monkeypatch):
+    dict(kbe_sweep.sweep(CELLS, tmp_path, progress=False))
+    monkeypatch.setattr(kbe_sweep, "run_cell", lambda cell: pytest.fail(f"{cell} ran again"))
+    assert same(dict(kbe_sweep.sweep(CELLS, tmp_path, progress=False)), undisturbed)
+
+
+def test_another_setting_is_another_cell(tmp_path):
+    kept = {cell.name() for cell in CELLS}
+    changed = [
+        {"lr": 0.05}, {"readout": ("raw", "exp")}, {"reduction": "sum"}, {"dtype": "float32"}, {"n_bits": 6},
+        {"n_channels": 2}, {"replacement": False}, {"loss": "printed"}, {"epochs": 2001}, {"checkpoints": (0, 2000)},
+    ]  # fmt: skip
+    for change in changed:
+        kept.add(kbe_sweep.Cell(**(CELLS[0].__dict__ | change)).name())
+    assert len(kept) == len(CELLS) + len(changed)
+
+
+def test_damaged_and_foreign_files_are_not_trusted(tmp_path, undisturbed):
+    cell, other = CELLS[0], CELLS[1]
+    path = kbe_sweep.store_cell(tmp_path, cell, undisturbed[cell])
+    whole = path.read_bytes()
+    assert kbe_sweep.load_cell(tmp_path, cell) is not None
+    rng = random.Random(0)
+    damaged = [whole[:size] for size in range(0, len(whole), 23)]
+    for _ in range(
+        500
+    ):  # a byte overwritten anywhere: either the damage shows, or it hit padding and the result is right
+        position = rng.randrange(len(whole))
+        damaged.append(whole[:position] + bytes([rng.randrange(256)]) + whole[position + 1 :])
+    damaged += [b"", b"not a result at all", os.urandom(len(whole))]
+    for content in damaged:
+        path.write_bytes(content)
+        loaded = kbe_sweep.load_cell(tmp_path, cell)
+        assert loaded is None or same({cell: loaded}, {cell: undisturbed[cell]})
+    foreign = kbe_sweep.store_cell(tmp_path, other, undisturbed[other])
+    foreign.rename(path)
+    assert kbe_sweep.load_cell(tmp_path, cell) is None
+    assert same(dict(kbe_sweep.sweep(CELLS, tmp_path, progress=False)), undisturbed)
+
+
+def test_survives_kill_nine_at_random_moments(tmp_path, undisturbed):
+    """A sweep in a process of its own is killed again and again until it has come through."""
+    rng, kills, before = random.Random(1), 0, set()
+    while True:
+        process = multiprocessing.get_context("fork").Process(target=run_quietly, args=(tmp_path,))
+        process.start()
+        process.join(rng.uniform(0, 0.2))
+        process.kill()
+        process.join()
+        now = {path.name for path in tmp_path.glob("*.nc")}
+        assert before <= now, "a finished cell was lost"
+        before = now
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        assert kills < 500, "no progress"
+    assert kills >= 5
+    assert same(dict(kbe_sweep.sweep(CELLS, tmp_path, progress=False)), undisturbed)
+    assert len(list(tmp_path.glob("*.nc"))) == len(CELLS)
+
+
+def run_quietly(folder):
+    for _ in kbe_sweep.sweep(CELLS, folder, progress=False):
+        pass
+
+
+def test_a_full_disk_raises_and_loses_nothing(tmp_path, undisturbed):
+    """The operating system's limit on a file's size stands for a disk that is full in the middle of a write."""
+    kbe_sweep.store_cell(tmp_path, CELLS[0], undisturbed[CELLS[0]])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            dict(kbe_sweep.sweep(CELLS, tmp_path, progress=False))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{CELLS[0].name()}.nc"]
+    assert same(dict(kbe_sweep.sweep(CELLS, tmp_path, progress=False)), undisturbed)
+
+
+def test_a_failing_cell_does_not_take_the_others_with_it(tmp_path, undisturbed):
+    bad = kbe_sweep.Cell(5, 0, epochs=5, checkpoints=(6,))
+    with pytest.raises(ValueError, match="record must lie between 0 and epochs = 5, got 6"):
+        dict(kbe_sweep.sweep([*CELLS[:2], bad, *CELLS[2:]], tmp_path, progress=False))
+    assert len(list(tmp_path.glob("*.nc"))) == 2
+    assert same(dict(kbe_sweep.sweep(CELLS, tmp_path, progress=False)), undisturbed)
+
+
+def test_dask_cluster_gives_the_same_and_survives_a_killed_worker(tmp_path, undisturbed):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, worker_dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        cells = iter(kbe_sweep.sweep(CELLS, tmp_path, executor=client.get_executor(), progress=False))
+        results = dict([next(cells)])
+        victim = next(iter(cluster.workers.values()))
+        os.kill(victim.pid, signal.SIGKILL)
+        results |= dict(cells)
+    assert same(results, undisturbed)
+
+
+def test_rejects():
+    with pytest.raises(
+        ValueError, match="cells must differ from each other, this one occurs twice: Cell\\(n_points=1,"
+    ):
+        list(kbe_sweep.sweep([CELLS[0], CELLS[1], CELLS[0]], progress=False))
+    with pytest.raises(ValueError, match="dtype must be 'float32' or 'float64', got 'int8'"):
+        kbe_sweep.run_cell(kbe_sweep.Cell(1, 0, 1, (0,), dtype="int8"))
