@@ -79,7 +79,7 @@ class Table(SphinxDirective):
     def run(self):
         self.env.note_reread()
         node = nodes.container()
-        lines = self.lines(self.env.app.kbe_records)
+        lines = list(self.lines(self.env.app.kbe_records))
         self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, node)
         return [node]
 
