@@ -266,6 +266,7 @@ class Run(NamedTuple):
     frozen_at: Tensor  # (M,)    epoch from which outputs or parameters were not finite any more; inf: never.  Such a
     #                            network keeps its last finite state
     params: Params  #            after the last epoch
+    engine: str  #               "fast" or "torch", whichever trained
 
 
 def train(
@@ -279,6 +280,8 @@ def train(
     reduction: str = "mean",
     record: Iterable[int] | None = None,
     chunk: int = 128,
+    engine: str = "auto",
+    workers: int = 1,
 ) -> Run:
     """Full-batch gradient descent, plain SGD without momentum, of M networks at once (section II of [1]).
 
@@ -292,25 +295,38 @@ def train(
         readout: as in `predict`.
         reduction: "mean" over a network's points, or "sum", which is the mean with N times the step size.
         record: epochs to keep outputs of, between 0 and epochs; None keeps the first and the last state.
-        chunk: networks trained together; changes memory and speed, not results.
+        chunk: networks trained together by the torch engine; changes memory and speed, not results.
+        engine: "torch", the reference, takes everything; "fast" (`kbe_fast`) takes float32 or float64 on a CPU, bits
+            and labels that are 0 or 1, and a loss of LOSSES by its name; "auto" is "fast" where that can, else "torch".
+        workers: threads of the fast engine; the result does not depend on their number.
 
     Returns:
         Run with outputs at the T recorded epochs, in ascending order.
 
     Raises:
         ValueError: for shapes that do not match, data that are not finite, a step size or a count that is not
-            positive, an unknown name, or a recorded epoch outside 0 ... epochs.
+            positive, an unknown name, a recorded epoch outside 0 ... epochs, or a case that the engine cannot take.
     """
     n_networks = _check_data(params, data)
+    predict({k: v[:1] for k, v in params.items()}, data.x[:1, :1].to(params["conv1.weight"]), readout)
     _require(lr > 0 and math.isfinite(lr), f"lr must be positive and finite, got {lr}")
     _require(epochs >= 0, f"epochs must not be negative, got {epochs}")
     _require(chunk >= 1, f"chunk must be at least 1, got {chunk}")
+    _require(workers >= 1, f"workers must be at least 1, got {workers}")
+    _require(engine in ("auto", "fast", "torch"), f"engine must be 'auto', 'fast' or 'torch', got {engine!r}")
     _require(reduction in ("mean", "sum"), f"reduction must be 'mean' or 'sum', got {reduction!r}")
     loss_of = _find_loss(loss, with_sigma="sigma.weight" in params)
     checkpoints = sorted({0, epochs} if record is None else set(record))
     for epoch in checkpoints:
         _require(0 <= epoch <= epochs, f"record must lie between 0 and epochs = {epochs}, got {epoch}")
     step = lr * (data.y.shape[1] if reduction == "sum" else 1)
+    if engine != "torch":
+        import kbe_fast  # here, because Numba is slow to import
+
+        objection = kbe_fast.objection(params, data, loss)
+        _require(engine == "auto" or objection is None, f"engine 'fast' {objection}; engine 'torch' has no such limit")
+        if objection is None:
+            return kbe_fast.train(params, data, epochs, step, loss, readout, checkpoints, workers)
     parts = [slice(start, start + chunk) for start in range(0, n_networks, chunk)]
     runs = [
         _train_chunk({k: v[part] for k, v in params.items()}, data.x[part], data.y[part], epochs, step, loss_of,
@@ -319,7 +335,7 @@ def train(
     ]  # fmt: skip
     joined = {k: torch.cat([run.params[k] for run in runs]) for k in params}
     fields = (None if runs[0][i] is None else torch.cat([run[i] for run in runs]) for i in range(1, 5))
-    return Run(runs[0].epochs, *fields, joined)
+    return Run(runs[0].epochs, *fields, joined, "torch")
 
 
 def _check_data(params: Params, data: Dataset) -> int:
@@ -383,7 +399,7 @@ def _train_chunk(params, x, y, epochs, step, loss_of, readout, checkpoints) -> R
             theta = torch.where(alive, previous - step * gradient, previous)
     stack = [None if kept and kept[0] is None else torch.stack(kept, dim=1) for kept in (kept_mu, kept_sigma)]
     epochs_kept = torch.tensor(checkpoints)
-    return Run(epochs_kept, *stack, failed_at, frozen_at, _unflatten(theta.detach(), params))
+    return Run(epochs_kept, *stack, failed_at, frozen_at, _unflatten(theta.detach(), params), "torch")
 
 
 def variances(run: Run, y: Tensor) -> tuple[Tensor, Tensor]:

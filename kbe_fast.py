@@ -1,0 +1,656 @@
+"""Full-batch training of very many tiny networks, exactly as `kbe_lib.train` does it, some hundred times faster.
+
+Three things make it fast, and none of them is an approximation.
+
+Lanes.  One processor register holds 16 float32 or 8 float64 numbers.  Here they belong to 16 or 8 *networks*: the
+kernel reads like the training of one network, every number of it is a vector (`Lanes`), and no loop over networks is
+left for a compiler to find.
+
+Counts.  Labels are 0 or 1, so a loss over N points is a sum over distinct strings x of n0(x) l(0, x) + n1(x) l(1, x):
+the N points enter through two counts per string.
+
+Receptive-field tables.  After l convolutions of kernel size 3 a unit has seen at most 2 l + 1 bits, so among all 2^b
+strings most units are copies of each other.  A `Plan` lists the distinct ones: with 8 bits and three layers 8, 48 and
+224 in place of 2048 each.  It is a list of who feeds whom, and the kernel does not ask where it comes from: a plan for
+N separate points, in which nothing is shared, is the ordinary direct algorithm, and the faster one when N is small.
+"""
+
+import math
+import operator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+from kbe_lib import JUMP, LOSSES, READOUTS, Dataset, Params, Readout, Run
+
+# ----------------------------------------------------------------------------- a vector register as a Numba type
+
+REGISTER = 64  # bytes; a processor with shorter registers takes two or four of its own, and computes the same
+
+
+class Lanes(types.Type):
+    """A vector of floats, or of truth values, with one network in each lane."""
+
+    def __init__(self, dtype: types.Type, width: int) -> None:
+        self.dtype, self.width = dtype, width
+        super().__init__(name=f"Lanes({dtype}, {width})")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager, lanes: Lanes) -> None:
+        super().__init__(manager, lanes, ir.VectorType(manager.lookup(lanes.dtype).get_value_type(), lanes.width))
+
+
+def _spread(context, builder, value, kind, lanes: Lanes):
+    """A number as a vector of equal numbers; a vector as it is."""
+    if isinstance(kind, Lanes):
+        return value
+    vector = ir.Constant(context.get_value_type(lanes), ir.Undefined)
+    first = builder.insert_element(vector, context.cast(builder, value, kind, lanes.dtype), ir.IntType(32)(0))
+    return builder.shuffle_vector(first, vector, ir.Constant(ir.VectorType(ir.IntType(32), lanes.width), None))
+
+
+def _define(operation, emit, comparison: bool = False) -> None:
+    """Teach Numba `operation` between two vectors, or a vector and a number."""
+
+    @intrinsic
+    def vector_operation(typing_context, a, b):
+        lanes = a if isinstance(a, Lanes) else b
+
+        def generate(context, builder, signature, values):
+            pair = zip(values, (a, b), strict=True)
+            return emit(builder, *(_spread(context, builder, value, kind, lanes) for value, kind in pair))
+
+        return (Lanes(types.boolean, lanes.width) if comparison else lanes)(a, b), generate
+
+    @overload(operation)
+    def _(a, b):
+        if isinstance(a, Lanes) or isinstance(b, Lanes):
+            return lambda a, b: vector_operation(a, b)
+
+
+# "contract" allows a product and a sum to become one fused instruction, and nothing else
+_define(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=("contract",)))
+_define(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=("contract",)))
+_define(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=("contract",)))
+_define(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))
+_define(operator.lt, lambda builder, a, b: builder.fcmp_ordered("<", a, b), comparison=True)
+
+
+@intrinsic
+def where(typing_context, condition, a, b):
+    """a where the condition holds, else b, lane by lane."""
+    lanes = a if isinstance(a, Lanes) else b
+
+    def generate(context, builder, signature, values):
+        pair = zip(values[1:], (a, b), strict=True)
+        return builder.select(values[0], *(_spread(context, builder, value, kind, lanes) for value, kind in pair))
+
+    return lanes(condition, a, b), generate
+
+
+def _lanes_of(array: types.Array) -> Lanes:
+    return Lanes(array.dtype, REGISTER * 8 // array.dtype.bitwidth)
+
+
+def _pointer(context, builder, array, values):
+    """Where the vector array[row] begins in memory."""
+    lanes = _lanes_of(array)
+    data = context.make_array(array)(context, builder, values[0]).data
+    start = builder.gep(data, [builder.mul(values[1], ir.IntType(64)(lanes.width))])
+    return builder.bitcast(start, context.get_value_type(lanes).as_pointer())
+
+
+@intrinsic
+def load(typing_context, array, row):
+    """The vector array[row]."""
+
+    def generate(context, builder, signature, values):
+        return builder.load(_pointer(context, builder, array, values), align=array.dtype.bitwidth // 8)
+
+    return _lanes_of(array)(array, types.int64), generate
+
+
+@intrinsic
+def store(typing_context, array, row, vector):
+    """array[row] = vector."""
+
+    def generate(context, builder, signature, values):
+        builder.store(values[2], _pointer(context, builder, array, values), align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, vector), generate
+
+
+@intrinsic
+def horner(typing_context, x, coefficients):
+    """A polynomial of a vector, the highest coefficient first."""
+
+    def generate(context, builder, signature, values):
+        first, *rest = (
+            _spread(context, builder, number, coefficients.dtype, x)
+            for number in cgutils.unpack_tuple(builder, values[1])
+        )
+        for number in rest:
+            product = builder.fmul(first, values[0], flags=("contract",))
+            first = builder.fadd(product, number, flags=("contract",))
+        return first
+
+    return x(x, coefficients), generate
+
+
+@intrinsic
+def constant(typing_context, value, like):
+    """A number as a vector like another one."""
+
+    def generate(context, builder, signature, values):
+        return _spread(context, builder, values[0], value, like)
+
+    return like(value, like), generate
+
+
+@intrinsic
+def power_of_two(typing_context, shifted):
+    """2^k for a vector k + 1.5 * 2^m, m the number of mantissa bits: k moves from the last bits to the exponent."""
+    bits, mantissa = shifted.dtype.bitwidth, 23 if shifted.dtype.bitwidth == 32 else 52
+
+    def generate(context, builder, signature, values):
+        whole = ir.VectorType(ir.IntType(bits), shifted.width)
+        one = ((1 << (bits - mantissa - 2)) - 1) << mantissa
+        k = builder.shl(builder.bitcast(values[0], whole), ir.Constant(whole, [mantissa] * shifted.width))
+        return builder.bitcast(builder.add(k, ir.Constant(whole, [one] * shifted.width)), values[0].type)
+
+    return shifted(shifted), generate
+
+
+# -------------------------------------------------------------------------------------------- elementary functions
+
+
+def exponential(z):
+    """exp(z) and exp(z) - 1 of a vector, each to full relative accuracy; exp is 0 below the smallest normal number."""
+
+
+@overload(exponential)
+def _exponential_of_lanes(z):
+    single = z.dtype == types.float32
+    mantissa, largest, terms = (23, 128, 7) if single else (52, 1024, 13)
+    shift = 1.5 * 2.0**mantissa
+    lowest, highest = (1 - largest) * math.log(2), largest * math.log(2)
+    # ln 2 in two pieces: k times the first is exact
+    ln2 = 0.693359375 if single else 0.6931471803691238
+    rest = -2.12194440054690583e-4 if single else 1.9082149292705877e-10
+    # (exp(r) - 1) / r by Taylor; at |r| < ln(2) / 2 the next term is below half a unit of the last place
+    series = tuple(1 / math.factorial(n + 1) for n in range(terms - 1, -1, -1))
+
+    def exponential_of_lanes(z):
+        z = where(z < lowest, lowest, z)
+        z = where(highest < z, highest, z)
+        shifted = z * (1 / math.log(2)) + shift
+        k = shifted - shift
+        r = (z - k * ln2) - k * rest
+        q = horner(r, series) * r
+        scale = power_of_two(shifted)
+        return scale * (q + 1.0), scale * q + (scale - 1.0)
+
+    return exponential_of_lanes
+
+
+ARTANH = tuple(1 / n for n in range(37, 0, -2))
+
+
+@njit
+def log_of_1_plus(u):
+    """log(1 + u) for 0 <= u <= 1 as 2 artanh(u / (2 + u)), whose series converges like 9^-n."""
+    s = u / (u + 2.0)
+    return 2.0 * s * horner(s * s, ARTANH)
+
+
+@njit
+def absolute(z):
+    return where(z < 0.0, 0.0 - z, z)
+
+
+@njit
+def larger(a, b):
+    return where(a < b, b, a)
+
+
+@njit
+def elu(z):
+    """ELU and its derivative.
+
+    The derivative is exp(z), taken from z.  The output + 1 is the same on paper; in floats it is 0 at saturation,
+    where the true 1e-17 meets a factor 1/sigma^3 = 1e18.
+    """
+    e, e_minus_1 = exponential(where(z < 0.0, z, 0.0))
+    return where(z < 0.0, e_minus_1, z), e
+
+
+RAW, ELU, ELU_PLUS_1, SOFTPLUS, EXP, SIGMOID = (
+    READOUTS.index(name) for name in ("raw", "elu", "elu+1", "softplus", "exp", "sigmoid")
+)
+
+
+@njit
+def read(z, readout):
+    """A readout R(z), its derivative R', and that of its logarithm, R'/R."""
+    if readout == SIGMOID:
+        e, _ = exponential(0.0 - absolute(z))
+        large = 1.0 / (e + 1.0)
+        small = e * large
+        value, complement = where(z < 0.0, small, large), where(z < 0.0, large, small)
+        return value, value * (1.0 - value), complement
+    if readout == ELU_PLUS_1:
+        e, _ = exponential(where(z < 0.0, z, 0.0))
+        value = where(z < 0.0, e, z + 1.0)
+        return value, e, e / value
+    if readout == EXP:
+        e, _ = exponential(z)
+        return e, e, constant(1.0, z)
+    if readout == SOFTPLUS:
+        e, _ = exponential(0.0 - absolute(z))
+        value = where(z < 0.0, 0.0, z) + log_of_1_plus(e)
+        slope = where(z < 0.0, e, 1.0) / (e + 1.0)
+        value, slope = where(20.0 < z, z, value), where(20.0 < z, 1.0, slope)  # as torch does
+        return value, slope, slope / value
+    value, slope = elu(z)
+    if readout == RAW:
+        value, slope = z, constant(1.0, z)
+    return value, slope, slope / value
+
+
+GAUSSIAN, PRINTED, SQUARED = (tuple(LOSSES).index(name) for name in ("gaussian", "printed", "squared"))
+
+
+@njit
+def slope_in_mu(error, inverse, loss):
+    """d loss / d mu of one point at error = mu - y and inverse = 1 / sigma."""
+    return error if loss == SQUARED else error * inverse * inverse
+
+
+# ------------------------------------------------------------------------------------------------------ the kernel
+
+
+class Plan(NamedTuple):
+    """Who feeds whom in S strings of b bits, each distinct unit listed once.
+
+    Units are numbered through all layers, layer 0 being the bits; unit 0 is the zero padding at the ends of a string.
+    A head's sum over the positions is cut in two chains, from the left end and from the right end to the middle,
+    because strings that begin alike share the first: a node is a partial sum of a chain.
+    """
+
+    first: np.ndarray  # (L + 2,)      units of layer l are first[l] ... first[l + 1] - 1
+    taps: np.ndarray  # (units, 3)     the three units that feed a unit
+    position: np.ndarray  # (b,)       positions in the order of the chains
+    start: np.ndarray  # (b + 1,)      nodes at position[j] are start[j] ... start[j + 1] - 1
+    parent: np.ndarray  # (nodes,)     the partial sum that a node continues; nodes 0 and 1 are the empty sums
+    unit: np.ndarray  # (nodes,)       the unit of the last layer that a node adds
+    ends: np.ndarray  # (S, 2)         the two nodes that add up to the logit of a string
+
+
+def make_plan(units: np.ndarray, n_layers: int) -> Plan:
+    """The plan for S strings, given which unit of layer 0 each of their bits is, (S, b)."""
+    n_strings, n_bits = units.shape
+    first, taps = [1, int(units.max()) + 1], [np.zeros((units.max() + 1, 3), dtype=np.int64)]
+    for _ in range(n_layers):
+        padded = np.pad(units, ((0, 0), (1, 1)))
+        windows = np.stack([padded[:, k : k + n_bits] for k in range(3)], axis=-1)
+        distinct, units = np.unique(windows.reshape(-1, 3), axis=0, return_inverse=True)
+        units = first[-1] + units.reshape(n_strings, n_bits)
+        taps.append(distinct)
+        first.append(first[-1] + len(distinct))
+    middle = n_bits // 2
+    position, start, nodes, ends = [], [2], [np.zeros((2, 2), dtype=np.int64)], []
+    for root, chain in enumerate((range(middle), range(n_bits - 1, middle - 1, -1))):
+        node = np.full(n_strings, root)
+        for p in chain:
+            distinct, node = np.unique(np.stack([node, units[:, p]], axis=-1), axis=0, return_inverse=True)
+            node = start[-1] + node.ravel()
+            nodes.append(distinct)
+            position.append(p)
+            start.append(start[-1] + len(distinct))
+        ends.append(node)
+    parent, unit = np.concatenate(nodes).T.copy()
+    return Plan(
+        np.array(first), np.concatenate(taps), np.array(position), np.array(start), parent, unit, np.stack(ends, -1)
+    )
+
+
+class Net(NamedTuple):
+    """Parameters, or their gradients, of one network per lane; `flat` is the memory that the others name."""
+
+    flat: np.ndarray  # (P, lanes)
+    weight: np.ndarray  # (L C C 3, lanes)  by layer, output channel, input channel, tap; layer 1 reads one channel only
+    bias: np.ndarray  # (L C, lanes)
+    head: np.ndarray  # (b H C, lanes)
+    head_bias: np.ndarray  # (H, lanes)
+
+
+class Memory(NamedTuple):
+    """What a step writes down on its way, for one network per lane."""
+
+    h: np.ndarray  # (units C, lanes)          outputs of the units
+    slope: np.ndarray  # (units C, lanes)      and their ELU's derivative
+    d_h: np.ndarray  # (units C, lanes)        derivative of the loss by h
+    tap: np.ndarray  # (units 3 C, lanes)      what a unit adds to its neighbours on the right, above and on the left
+    d_tap: np.ndarray  # (units 3 C, lanes)
+    node: np.ndarray  # (nodes H, lanes)       partial sums of the heads
+    d_node: np.ndarray  # (nodes H, lanes)
+    output: np.ndarray  # (2 S H, lanes)       mu and sigma of the epoch and of the one before, by parity
+    moved: np.ndarray  # (1, lanes)            largest change of an output in this epoch
+    poison: np.ndarray  # (1, lanes)           0 while everything is finite, else NaN
+
+
+@njit
+def forward(net, plan, memory, channels, heads):
+    """Units layer by layer, then the partial sums of the heads."""
+    h, slope, tap, node = memory.h, memory.slope, memory.tap, memory.node
+    C, H = len(channels), len(heads)
+    n_layers = len(plan.first) - 2
+    for layer in range(n_layers):
+        below, here, above = plan.first[layer], plan.first[layer + 1], plan.first[layer + 2]
+        for v in range(below, here):
+            for c in range(C):
+                for k in range(3):
+                    weight = (layer * C + c) * C * 3 + k
+                    total = load(h, v * C) * load(net.weight, weight)
+                    for i in range(1, C):
+                        total = total + load(h, v * C + i) * load(net.weight, weight + 3 * i)
+                    store(tap, (v * 3 + k) * C + c, total)
+        for u in range(here, above):
+            for c in range(C):
+                z = load(net.bias, layer * C + c)
+                for k in range(3):
+                    z = z + load(tap, (plan.taps[u, k] * 3 + k) * C + c)
+                value, derivative = elu(z)
+                store(h, u * C + c, value)
+                store(slope, u * C + c, derivative)
+    for head in range(H):
+        store(node, head, load(net.head_bias, head))
+    for j in range(len(plan.position)):
+        p = plan.position[j]
+        for q in range(plan.start[j], plan.start[j + 1]):
+            for head in range(H):
+                total = load(node, plan.parent[q] * H + head)
+                for c in range(C):
+                    total = total + load(h, plan.unit[q] * C + c) * load(net.head, (p * H + head) * C + c)
+                store(node, q * H + head, total)
+
+
+@njit
+def read_out(plan, memory, count, epoch, readouts, loss):
+    """Outputs of all strings, how far they moved, and the derivative of the summed loss by the logits."""
+    node, d_node, output = memory.node, memory.d_node, memory.output
+    H, S = len(readouts), len(plan.ends)
+    now, before = epoch % 2 * S * H, (epoch + 1) % 2 * S * H
+    moved = constant(0.0, load(memory.moved, 0))
+    poison = moved
+    d_node[:] = 0
+    for s in range(S):
+        left, right = plan.ends[s, 0] * H, plan.ends[s, 1] * H
+        n0, n1 = load(count, s), load(count, S + s)
+        n = n0 + n1
+        mu, d_mu, _ = read(load(node, left) + load(node, right), readouts[0])
+        change = where(0.0 < n, mu - load(output, before + s * H), 0.0)
+        store(output, now + s * H, mu)
+        poison = poison + (change - change)
+        moved = larger(moved, absolute(change))
+        inverse = n
+        if H == 2:
+            sigma, d_sigma, d_log_sigma = read(load(node, left + 1) + load(node, right + 1), readouts[1])
+            inverse = 1.0 / sigma
+            change = where(0.0 < n, sigma - load(output, before + s * H + 1), 0.0)
+            store(output, now + s * H + 1, sigma)
+            poison = poison + (change - change)
+            moved = larger(moved, absolute(change))
+        # a label that does not occur counts as 0 also where its slope overflows
+        slope0 = where(0.0 < n0, n0 * slope_in_mu(mu, inverse, loss), 0.0)
+        slope1 = where(0.0 < n1, n1 * slope_in_mu(mu - 1.0, inverse, loss), 0.0)
+        d_z = where(0.0 < n, (slope0 + slope1) * d_mu, 0.0)
+        store(d_node, left, load(d_node, left) + d_z)
+        store(d_node, right, load(d_node, right) + d_z)
+        if H == 2 and loss != SQUARED:
+            # a location-scale family depends on error / sigma, so d loss / d log sigma = 1 - error * d loss / d mu
+            own = n * d_sigma if loss == PRINTED else n * d_log_sigma
+            d_z = where(0.0 < n, own - (slope0 * mu + slope1 * (mu - 1.0)) * d_log_sigma, 0.0)
+            store(d_node, left + 1, load(d_node, left + 1) + d_z)
+            store(d_node, right + 1, load(d_node, right + 1) + d_z)
+    store(memory.moved, 0, moved)
+    store(memory.poison, 0, poison)
+
+
+@njit
+def backward(net, gradient, plan, memory, channels, heads):
+    """The derivatives of the summed loss by all parameters, from those by the logits."""
+    h, slope, d_h, d_tap, d_node = memory.h, memory.slope, memory.d_h, memory.d_tap, memory.d_node
+    C, H = len(channels), len(heads)
+    n_layers = len(plan.first) - 2
+    zero = constant(0.0, load(memory.moved, 0))
+    d_h[plan.first[n_layers] * C :] = 0
+    gradient.head[:] = 0
+    for j in range(len(plan.position) - 1, -1, -1):
+        p = plan.position[j]
+        for q in range(plan.start[j], plan.start[j + 1]):
+            for head in range(H):
+                parent = plan.parent[q] * H + head
+                store(d_node, parent, load(d_node, parent) + load(d_node, q * H + head))
+            for c in range(C):
+                total = load(d_h, plan.unit[q] * C + c)
+                for head in range(H):
+                    total = total + load(d_node, q * H + head) * load(net.head, (p * H + head) * C + c)
+                store(d_h, plan.unit[q] * C + c, total)
+            for head in range(H):
+                d_z = load(d_node, q * H + head)
+                for c in range(C):
+                    row = (p * H + head) * C + c
+                    store(gradient.head, row, load(gradient.head, row) + d_z * load(h, plan.unit[q] * C + c))
+    for head in range(H):
+        store(gradient.head_bias, head, load(d_node, head))
+    for layer in range(n_layers - 1, -1, -1):
+        below, here, above = plan.first[layer], plan.first[layer + 1], plan.first[layer + 2]
+        d_tap[: here * 3 * C] = 0
+        for u in range(here, above):
+            for c in range(C):
+                d_z = load(d_h, u * C + c) * load(slope, u * C + c)
+                for k in range(3):
+                    v = (plan.taps[u, k] * 3 + k) * C + c
+                    store(d_tap, v, load(d_tap, v) + d_z)
+        for c in range(C):
+            total = load(d_tap, C + c)  # every unit has one of those below in its middle, or unit 0 for a bit 0
+            for v in range(below, here):
+                total = total + load(d_tap, (v * 3 + 1) * C + c)
+            store(gradient.bias, layer * C + c, total)
+            for i in range(C):
+                for k in range(3):
+                    total = zero
+                    for v in range(below, here):
+                        total = total + load(d_tap, (v * 3 + k) * C + c) * load(h, v * C + i)
+                    store(gradient.weight, ((layer * C + c) * C + i) * 3 + k, total)
+        if layer > 0:
+            for v in range(below, here):
+                for i in range(C):
+                    total = zero
+                    for c in range(C):
+                        for k in range(3):
+                            weight = load(net.weight, ((layer * C + c) * C + i) * 3 + k)
+                            total = total + load(d_tap, (v * 3 + k) * C + c) * weight
+                    store(d_h, v * C + i, total)
+
+
+@njit
+def step(net, gradient, previous, memory, rate):
+    """theta - rate * gradient, the theta before kept; a lane with rate 0 is frozen."""
+    size = load(rate, 0)
+    poison = constant(0.0, size)
+    for j in range(net.flat.shape[0]):
+        old = load(net.flat, j)
+        new = where(0.0 < size, old - size * load(gradient.flat, j), old)
+        poison = poison + (new - new)
+        store(previous, j, old)
+        store(net.flat, j, new)
+    return poison
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def train_lanes(net, gradient, previous, plan, memory, count, rate, epochs, jump, channels, readouts, loss, checkpoints,
+                string, mu, sigma, failed_at, frozen_at):  # fmt: skip
+    """Train one network per lane through all epochs, writing what `kbe_lib.Run` holds into the last arguments."""
+    kept = 0
+    poison = constant(0.0, load(rate, 0))
+    for epoch in range(epochs + 1):
+        forward(net, plan, memory, channels, readouts)
+        read_out(plan, memory, count, epoch, readouts, loss)
+        if epoch > 0:
+            store(memory.poison, 0, load(memory.poison, 0) + poison)
+            judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at)
+        if kept < len(checkpoints) and epoch == checkpoints[kept]:
+            record(memory.output, epoch % 2 * len(plan.ends), len(readouts), string, mu[:, kept], sigma[:, kept])
+            kept += 1
+        if epoch < epochs:
+            backward(net, gradient, plan, memory, channels, readouts)
+            poison = step(net, gradient, previous, memory, rate)
+
+
+@njit
+def judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at):
+    """Note who failed in this epoch, and take those that are not finite back to the epoch before."""
+    size = len(memory.output) // 2
+    now, before = epoch % 2 * size, (epoch + 1) % 2 * size
+    for lane in range(len(failed_at)):
+        finite = memory.poison[0, lane] == 0
+        if failed_at[lane] > epoch and not (finite and memory.moved[0, lane] <= jump):
+            failed_at[lane] = epoch
+        if not finite:
+            frozen_at[lane] = min(frozen_at[lane], epoch)
+            rate[0, lane] = 0
+            net.flat[:, lane] = previous[:, lane]
+            memory.output[now : now + size, lane] = memory.output[before : before + size, lane]
+
+
+@njit
+def record(output, first, n_heads, string, mu, sigma):
+    """Outputs of the strings, (S H, lanes) after the first, to those of every network's own points, (lanes, N)."""
+    for lane in range(string.shape[0]):
+        for point in range(string.shape[1]):
+            row = (first + string[lane, point]) * n_heads
+            mu[lane, point] = output[row, lane]
+            if n_heads == 2:
+                sigma[lane, point] = output[row + 1, lane]
+
+
+# ------------------------------------------------------------------------------------------------------ the engine
+
+
+def objection(params: Params, data: Dataset, loss: object) -> str | None:
+    """Why this engine cannot train this, or None if it can."""
+    theta = params["conv1.weight"]
+    if theta.device.type != "cpu":
+        return f"needs params on the CPU, got device {theta.device}"
+    if theta.dtype not in (torch.float32, torch.float64):
+        return f"needs params in float32 or float64, got {theta.dtype}"
+    if loss not in LOSSES:
+        return f"needs loss to be one of {tuple(LOSSES)}, got {loss!r}"
+    for name, values in (("data.x", data.x), ("data.y", data.y)):
+        other = values[(values != 0) & (values != 1)]
+        if len(other):
+            return f"needs {name} to be 0 or 1 everywhere, got {float(other[0]):g}"
+    return None
+
+
+def train(params: Params, data: Dataset, epochs: int, step_size: float, loss: str, readout: Readout,
+          checkpoints: list[int], workers: int) -> Run:  # fmt: skip
+    """`kbe_lib.train` once its arguments are checked; step_size is that under the mean loss.
+
+    Threads share the networks out in blocks, one network per lane; lanes never meet, so the result does not depend on
+    who shares a block or how many threads there are.
+    """
+    theta = params["conv1.weight"]
+    dtype = np.dtype(str(theta.dtype).removeprefix("torch."))
+    n_networks, n_points = data.y.shape
+    n_channels = theta.shape[1]
+    heads = [name.removesuffix(".weight") for name in params if name.endswith(".weight") and name[:4] != "conv"]
+    n_layers = len(params) // 2 - len(heads)
+    readouts = tuple(READOUTS.index(readout if isinstance(readout, str) else readout[i]) for i in range(len(heads)))
+    labels = data.y.numpy().astype(np.int64)
+    plan, string, bits = arrange(data.x.numpy().astype(np.int64), n_layers)
+    mu, sigma = np.empty((2, n_networks, len(checkpoints), n_points), dtype)
+    failed_at, frozen_at = np.full((2, n_networks), np.inf, dtype)
+    trained = {name: torch.empty_like(value) for name, value in params.items()}
+    width = REGISTER // dtype.itemsize
+
+    def train_block(start: int) -> None:
+        block = slice(start, start + width)
+        size = len(labels[block])  # the last block can leave lanes over; they train networks of zeros on no data
+        net, gradient = (empty_net(n_layers, n_channels, len(heads), data.x.shape[2], width, dtype) for _ in range(2))
+        views = by_name(net, heads, n_channels)
+        for name, view in views.items():
+            view[:size] = params[name][block].detach().numpy().reshape(view[:size].shape)
+        memory = empty_memory(plan, n_channels, len(heads), width, dtype)
+        memory.h[n_channels : plan.first[1] * n_channels : n_channels, :size] = bits[block].T
+        count = np.zeros((2, len(plan.ends), width), dtype)
+        np.add.at(count, (labels[block], string[block], np.arange(size)[:, None]), 1)
+        failed, frozen = np.full((2, width), np.inf, dtype)
+        train_lanes(
+            net, gradient, net.flat.copy(), plan, memory, count.reshape(-1, width),
+            np.full((1, width), step_size / n_points, dtype), epochs, JUMP, tuple(range(n_channels)), readouts,
+            tuple(LOSSES).index(loss), np.array(checkpoints), string[block], mu[block], sigma[block], failed, frozen,
+        )  # fmt: skip
+        failed_at[block], frozen_at[block] = failed[:size], frozen[:size]
+        for name, view in views.items():
+            trained[name][block] = torch.from_numpy(view[:size].reshape(trained[name][block].shape))
+
+    # These threads flush denormal numbers to zero, which are slow and mean nothing here, and end with the training.
+    with ThreadPoolExecutor(workers, initializer=torch.set_flush_denormal, initargs=(True,)) as pool:
+        list(pool.map(train_block, range(0, n_networks, width)))
+    recorded = (torch.from_numpy(output) for output in (mu, sigma))
+    mu, sigma = (*recorded,) if len(heads) == 2 else (next(recorded), None)
+    failures = torch.from_numpy(failed_at), torch.from_numpy(frozen_at)
+    return Run(torch.tensor(checkpoints), mu, sigma, *failures, trained, "fast")
+
+
+def arrange(x: np.ndarray, n_layers: int) -> tuple[Plan, np.ndarray, np.ndarray]:
+    """The cheaper plan for data x (M, N, b), the string of each point (M, N), and what feeds layer 0 (M, inputs)."""
+    n_networks, n_points, n_bits = x.shape
+    place = 2 ** np.arange(n_bits - 1, -1, -1)
+    cost_of_direct = n_points * (n_bits * (3 * n_layers + 1) + 1)
+    if 2**n_bits < cost_of_direct:
+        table = make_plan(np.arange(2**n_bits)[:, None] // place % 2, n_layers)
+        # in units of one ELU with its derivative; what a unit below the last layer adds to its neighbours costs two
+        if len(table.taps) + 2 * table.first[-2] + len(table.unit) + len(table.ends) < cost_of_direct:
+            return table, x @ place, np.ones((n_networks, 1))
+    separate = make_plan(1 + np.arange(n_points * n_bits).reshape(n_points, n_bits), n_layers)
+    return separate, np.tile(np.arange(n_points), (n_networks, 1)), x.reshape(n_networks, -1)
+
+
+def empty_net(n_layers: int, n_channels: int, n_heads: int, n_bits: int, width: int, dtype: np.dtype) -> Net:
+    sizes = [3 * n_layers * n_channels**2, n_layers * n_channels, n_bits * n_heads * n_channels, n_heads]
+    flat = np.zeros((sum(sizes), width), dtype)
+    return Net(flat, *np.split(flat, np.cumsum(sizes)[:-1]))
+
+
+def empty_memory(plan: Plan, n_channels: int, n_heads: int, width: int, dtype: np.dtype) -> Memory:
+    unit, tap, node = len(plan.taps) * n_channels, plan.first[-2] * 3 * n_channels, len(plan.unit) * n_heads
+    sizes = [unit, unit, unit, tap, tap, node, node, 2 * len(plan.ends) * n_heads, 1, 1]
+    return Memory(*(np.zeros((size, width), dtype) for size in sizes))
+
+
+def by_name(net: Net, heads: list[str], n_channels: int) -> dict[str, np.ndarray]:
+    """Views (lanes, ...) of a net under the names that `kbe_lib.init_networks` gives its parameters."""
+    width = net.flat.shape[1]
+    weight = np.moveaxis(net.weight.reshape(-1, n_channels, n_channels, 3, width), -1, 0)
+    bias = np.moveaxis(net.bias.reshape(-1, n_channels, width), -1, 0)
+    head = net.head.reshape(-1, len(heads), n_channels, width).transpose(3, 1, 2, 0)
+    views = {}
+    for layer in range(weight.shape[1]):
+        views[f"conv{layer + 1}.weight"] = weight[:, layer, :, : n_channels if layer else 1]
+        views[f"conv{layer + 1}.bias"] = bias[:, layer]
+    for i, name in enumerate(heads):
+        views[f"{name}.weight"], views[f"{name}.bias"] = head[:, i], net.head_bias.T[:, i]
+    return views
