@@ -600,7 +600,7 @@ def train(params: Params, data: Dataset, epochs: int, step_size: float, loss: st
         train_lanes(
             net, gradient, net.flat.copy(), plan, memory, count.reshape(-1, width),
             np.full((1, width), step_size / n_points, dtype), epochs, JUMP, tuple(range(n_channels)), readouts,
-            tuple(LOSSES).index(loss), np.array(checkpoints), string[block], mu[block], sigma[block], failed, frozen,
+            tuple(LOSSES).index(loss), np.array(checkpoints, np.int64), string[block], mu[block], sigma[block], failed, frozen,
         )  # fmt: skip
         failed_at[block], frozen_at[block] = failed[:size], frozen[:size]
         for name, view in views.items():
