@@ -24,7 +24,6 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 from scipy.stats import binomtest
 from torch import Generator, Tensor
-from torch.func import jvp
 
 Params = dict[str, Tensor]
 Readout = str | tuple[str, str]
@@ -456,7 +455,6 @@ def empirical_ntk(params: Params, x1: Tensor, x2: Tensor | None = None, readout:
     Raises:
         ValueError: for an unknown readout or a wrong number of bits.
     """
-
     j1 = _jacobian(params, x1, readout)
     j2 = j1 if x2 is None else _jacobian(params, x2, readout)
     own = params["mu.weight"].shape[-1] + 1  # parameters of one head; the others move both outputs
@@ -476,7 +474,9 @@ def _jacobian(params: Params, x: Tensor, readout: Readout | None) -> Tensor:
     z = h @ weight.mT + bias.unsqueeze(-2)
     slope = torch.ones_like(z)
     if readout is not None:
-        _, slope = jvp(lambda z: torch.stack([v for v in _read(z, readout)[:2] if v is not None], -1), (z,), (slope,))
+        with torch.enable_grad():
+            mu, sigma, _ = _read(z.requires_grad_(), readout)
+            (slope,) = torch.autograd.grad(mu.sum() if sigma is None else mu.sum() + sigma.sum(), z)
     slope = slope.mT.unsqueeze(-1)  # (M, H, N, 1)
     blocks = [slope * F.pad(h, (0, 1), value=1.0).unsqueeze(1)]
     d_h = slope * weight.unsqueeze(2)
