@@ -331,7 +331,7 @@ def train(
     if engine != "torch":
         import kbe_fast  # here, because Numba is slow to import
 
-        objection = kbe_fast.objection(params, data, loss)
+        objection = kbe_fast.objection(params, data, loss, readout)
         _require(engine == "auto" or objection is None, f"engine 'fast' {objection}; engine 'torch' has no such limit")
         if objection is None:
             return kbe_fast.train(params, data, epochs, step, loss, readout, checkpoints, workers)
