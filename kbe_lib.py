@@ -435,6 +435,37 @@ def fraction(successes: int, trials: int, confidence: float = 0.95) -> tuple[flo
     return successes / trials, interval.low, interval.high
 
 
+def estimate(
+    statistic: Callable[..., float], *samples: Tensor, confidence: float = 0.95, resamples: int = 999, seed: int = 0
+) -> tuple[float, float, float]:
+    """A statistic with its percentile bootstrap interval: (estimate, low, high).
+
+    What is drawn again is the first axis of each sample: networks, each with its data set.  Never points, which share a
+    network and are not independent.
+
+    Args:
+        statistic: takes the samples and returns a number; infinite entries stand for failures that did not come.
+        samples: (M, ...) each; several samples are drawn again independently of each other.
+
+    Raises:
+        ValueError: if there is no sample, or one has fewer than two networks.
+    """
+    _require(len(samples) > 0, "samples must not be empty")
+    sizes = [len(sample) for sample in samples]
+    _require(min(sizes) >= 2, f"samples must have at least 2 networks each, got {sizes}")
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.tensor(
+        [
+            float(statistic(*(v[torch.randint(len(v), (len(v),), generator=generator)] for v in samples)))
+            for _ in range(resamples)
+        ],
+        dtype=torch.float64,
+    )
+    tail = (1 - confidence) / 2
+    low, high = draws.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), interpolation="nearest").tolist()
+    return float(statistic(*samples)), low, high
+
+
 # ---------------------------------------------------------------------------------- training response (eqs 1-5)
 
 

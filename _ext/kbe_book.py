@@ -4,21 +4,34 @@ import hashlib
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
+from typing import ClassVar
 
+from docutils import nodes
+from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
+from myst_nb.core.read import myst_nb_reader_plugin
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
 
+LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
-HELPERS = ("kbe_lib.py", "kbe_fast.py", "kbe_view.py", "constraints.txt")
+sys.path.insert(0, str(ROOT))
+
+import kbe_ledger  # noqa: E402, found only now that the checkout is on the path
+
+WHAT_CHAPTERS_USE = ("kbe_*.py", "constraints.txt", "book/claims.yml", "benchmarks/results.json")
 
 
 def helper_hash() -> str:
-    """A name for what the chapters import: another helper, another cache of executed notebooks."""
+    """A name for what the chapters import and read: another helper, another cache of executed notebooks."""
     digest = hashlib.sha256()
-    for name in HELPERS:
-        path = ROOT / name
-        digest.update(path.read_bytes() if path.exists() else b"")
+    for pattern in WHAT_CHAPTERS_USE:
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -41,6 +54,76 @@ def execute_in_parallel(app):
         cache.add_nb_to_project(chapter, read_data={"name": "myst_nb_md", "type": "plugin"})
     executor = load_executor("local-parallel", cache)
     executor.run_and_cache(filter_uris=chapters, timeout=app.config.nb_execution_timeout)
+
+
+def collect_records(app):
+    """What the chapters' executed cells left for the Verdicts and Equations pages, each with its chapter."""
+    cache = get_cache(app.config.nb_execution_cache_path)
+    app.kbe_records = []
+    for pair in sorted((ROOT / "book").glob("*.ipynb")):
+        try:
+            record = cache.match_cache_notebook(myst_nb_reader_plugin(str(pair.with_suffix(".md"))))
+        except KeyError:  # the chapter has failed; the build reports it
+            continue
+        cells = cache.get_cache_bundle(record.pk).nb.cells
+        outputs = (output for cell in cells for output in cell.get("outputs", []))
+        found = (output.get("data", {}).get(kbe_ledger.MIME) for output in outputs)
+        app.kbe_records += [dict(entry, page=pair.stem) for entry in found if entry]
+
+
+class Table(SphinxDirective):
+    """A table made of executed results, made again in every build."""
+
+    option_spec: ClassVar[dict] = {"brief": directives.flag}
+
+    def run(self):
+        self.env.note_reread()
+        node = nodes.container()
+        lines = list(self.lines(self.env.app.kbe_records))
+        self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, node)
+        return [node]
+
+    def complain(self, message):
+        LOGGER.warning(message, location=self.get_location())
+
+
+class Verdicts(Table):
+    """Every claim of the ledger with what was measured; `:brief:` leaves the statistics out."""
+
+    def lines(self, records):
+        claims = kbe_ledger.load_claims(ROOT / "book" / "claims.yml")
+        measured = {record["claim"]: record for record in records if "claim" in record}
+        brief = "brief" in self.options
+        yield "| | claim | verdict |" if brief else "| | place | claim | statistic and result | verdict |"
+        yield "|---|---|---|" if brief else "|---|---|---|---|---|"
+        for name, claim in claims.items():
+            if claim["verdict"] != "open" and name not in measured:
+                self.complain(f"claim {name} is on record as {claim['verdict']!r}, but no chapter has measured it")
+            result = measured.get(name, {"result": "not measured yet"})["result"]
+            verdict = f"[{claim['verdict']}]({claim['page']}.md)"
+            if brief:
+                yield f"| {name} | {claim['claim']} | {verdict} |"
+            else:
+                statistic = f"{claim['statistic']}: {result}"
+                yield f"| {name} | {claim['place']} | {claim['claim']} | {statistic} | {verdict} |"
+
+
+class Equations(Table):
+    """The paper's 24 numbered equations with the checks that ran."""
+
+    def lines(self, records):
+        yield "| equation | kind of check | outcome | chapter |"
+        yield "|---|---|---|---|"
+        checks = [record for record in records if "equations" in record]
+        for number in range(1, 25):
+            own = [record for record in checks if number in record["equations"]]
+            if not own:
+                self.complain(f"equation {number} has no check")
+            for check in own:
+                yield f"| {number} | {check['kind']} | {check['outcome']} | [{check['page']}]({check['page']}.md) |"
+        yield ""
+        checked = set().union(*(check["equations"] for check in checks))
+        yield f"**{len(checked)} of 24** equations have an executed check."
 
 
 def repository_url() -> str | None:
@@ -87,5 +170,8 @@ def setup(app):
     app.connect("config-inited", prepare_execution)
     app.connect("config-inited", link_to_repository)
     app.connect("builder-inited", execute_in_parallel)
+    app.connect("builder-inited", collect_records, priority=600)
+    app.add_directive("verdicts", Verdicts)
+    app.add_directive("equations", Equations)
     app.connect("html-page-context", drop_second_thebe_script)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

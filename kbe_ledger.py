@@ -1,0 +1,126 @@
+"""The ledger: every claim with the rule that decides it, and the boxes that chapters show and the book collects.
+
+`book/claims.yml` holds per claim what the paper says, the statistic, the rule fixed before the run, its power and the
+verdict on record.  A chapter calls `verdict(id, value, interval)`; the rule is applied there and then, and a result
+that contradicts the record raises.  `equation(numbers, kind, outcome)` marks numbered equations as checked.  Both
+leave a machine-readable copy in the cell's output, from which the book makes its Verdicts and Equations pages.
+"""
+
+import html
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+CLAIMS = Path(__file__).parent / "book" / "claims.yml"
+VERDICTS = ("holds", "holds in part", "does not hold", "cannot be decided from the paper", "open")
+MIME = "application/vnd.kbe+json"
+_FIELDS = {"place", "claim", "statistic", "holds", "fails", "power", "verdict", "page"}
+_CONDITION = re.compile(r"(value|low|high) (>=|<=|>|<) (-?\d+(?:\.\d+)?(?:e-?\d+)?)")
+
+
+def load_claims(path: Path | str = CLAIMS) -> dict[str, dict[str, str]]:
+    """The claims by id, validated.
+
+    Raises:
+        ValueError: if an entry lacks a field, has one too many, an unknown verdict, or a rule that cannot be read.
+    """
+    claims = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(claims, dict):
+        raise ValueError(f"{path} must be a mapping of ids to claims, got {type(claims).__name__}")
+    for name, claim in claims.items():
+        fields = set(claim) if isinstance(claim, dict) else set()
+        if fields != _FIELDS:
+            raise ValueError(f"claim {name} must have the fields {sorted(_FIELDS)}, got {sorted(fields)}")
+        if claim["verdict"] not in VERDICTS:
+            raise ValueError(f"claim {name}: verdict must be one of {VERDICTS}, got {claim['verdict']!r}")
+        for rule in ("holds", "fails"):
+            judge(claim[rule], 0.0, 0.0, 0.0)
+    return claims
+
+
+def judge(rule: str, value: float, low: float, high: float) -> bool:
+    """Whether a rule such as "low > 0.9 and high < 1.1" is met.
+
+    Raises:
+        ValueError: if the rule is not made of comparisons of value, low or high with a number, joined by "and".
+    """
+    numbers = {"value": value, "low": low, "high": high}
+    compare = {">": float.__gt__, "<": float.__lt__, ">=": float.__ge__, "<=": float.__le__}
+    met = True
+    for condition in str(rule).split(" and "):
+        match = _CONDITION.fullmatch(condition)
+        if match is None:
+            raise ValueError(f'rule must read like "low > 0.9 and high < 1.1", got {rule!r}')
+        met &= compare[match[2]](float(numbers[match[1]]), float(match[3]))
+    return met
+
+
+class Box:
+    """A box for the page (HTML), for Lab and Colab (HTML or Markdown), and for the collecting build (JSON)."""
+
+    def __init__(self, kind: str, title: str, lines: list[str], record: dict):
+        self.kind, self.title, self.lines, self.record = kind, title, lines, record
+
+    def __repr__(self) -> str:
+        return "  \n".join([f"**{self.title}**", *self.lines])
+
+    def _repr_mimebundle_(self, **_) -> dict:
+        title, *lines = map(html.escape, [self.title, *self.lines])
+        body = f'<p class="admonition-title">{title}</p>' + "".join(f"<p>{line}</p>" for line in lines)
+        box = f'<div class="admonition {self.kind}">{body}</div>'
+        return {"text/html": box, "text/markdown": repr(self), "text/plain": repr(self), MIME: self.record}
+
+
+def verdict(name: str, value: float, interval: tuple[float, float], runs: str, digits: int = 3) -> Box:
+    """Judge a claim by its own rule and show the result.
+
+    "holds" if the rule `holds` is met by value and interval, "does not hold" if the rule `fails` is, else "holds in
+    part".  A claim whose record is "cannot be decided from the paper" is shown with its number, unjudged.
+
+    Args:
+        name: the claim's id in claims.yml.
+        value, interval: the statistic and its interval.
+        runs: what stands behind the number ("256 networks, seed 1").
+
+    Raises:
+        KeyError: for an unknown id.
+        ValueError: if numbers are not finite or the value lies outside its interval.
+        AssertionError: if the verdict contradicts the one on record.
+    """
+    claim = load_claims()[name]
+    value, low, high = (float(number) for number in (value, *interval))
+    if not all(map(math.isfinite, (value, low, high))) or not low <= value <= high:
+        raise ValueError(f"interval must be finite and hold the value, got {value} and ({low}, {high})")
+    if claim["verdict"] == "cannot be decided from the paper":
+        measured = claim["verdict"]
+    elif judge(claim["holds"], value, low, high):
+        measured = "holds"
+    else:
+        measured = "does not hold" if judge(claim["fails"], value, low, high) else "holds in part"
+    result = f"{value:.{digits}g} ({low:.{digits}g} to {high:.{digits}g}), {runs}"
+    if measured != claim["verdict"]:
+        raise AssertionError(f'{name} {measured} ({result}), but the verdict on record is "{claim["verdict"]}"')
+    kind = {"holds": "tip", "does not hold": "danger"}.get(measured, "warning")
+    lines = [
+        claim["claim"],
+        f"{claim['statistic']}: {result}.",
+        f"Holds if {claim['holds']}; fails if {claim['fails']}.",
+    ]
+    return Box(kind, f"{name} · {measured}", lines, {"claim": name, "verdict": measured, "result": result})
+
+
+def equation(numbers: int | Sequence[int], kind: str, outcome: str) -> Box:
+    """Mark numbered equations of the paper as checked: what kind of check, and what came out.
+
+    Raises:
+        ValueError: if the paper has no such equation.
+    """
+    numbers = [numbers] if isinstance(numbers, int) else list(numbers)
+    for number in numbers:
+        if number not in range(1, 25):
+            raise ValueError(f"numbers must lie between 1 and 24, got {number}")
+    title = f"Paper's equation{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}: checked"
+    return Box("note", title, [f"{kind}: {outcome}"], {"equations": numbers, "kind": kind, "outcome": outcome})
