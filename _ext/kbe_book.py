@@ -67,7 +67,7 @@ def collect_records(app):
             continue
         cells = cache.get_cache_bundle(record.pk).nb.cells
         outputs = (output for cell in cells for output in cell.get("outputs", []))
-        found = (output.get("data", {}).get(kbe_ledger.MIME) for output in outputs)
+        found = (output.get("metadata", {}).get(kbe_ledger.RECORD) for output in outputs)
         app.kbe_records += [dict(entry, page=pair.stem) for entry in found if entry]
 
 
