@@ -59,7 +59,7 @@ def judge(rule: str, value: float, low: float, high: float) -> bool:
 
 
 class Box:
-    """A box for the page (HTML), for Lab and Colab (HTML or Markdown), and, in the output's metadata, for the collecting build."""
+    """A box for the page, Lab and Colab (HTML or Markdown), with a record for the build in the output's metadata."""
 
     def __init__(self, kind: str, title: str, lines: list[str], record: dict):
         self.kind, self.title, self.lines, self.record = kind, title, lines, record
