@@ -2,13 +2,14 @@
 
 `book/claims.yml` holds per claim what the paper says, the statistic, the rule fixed before the run, its power and the
 verdict on record.  A chapter calls `verdict(id, value, interval)`; the rule is applied there and then, and a result
-that contradicts the record raises.  `equation(number, kind, outcome)` marks a numbered equation as checked.  Both
+that contradicts the record raises.  `equation(numbers, kind, outcome)` marks numbered equations as checked.  Both
 leave a machine-readable copy in the cell's output, from which the book makes its Verdicts and Equations pages.
 """
 
 import html
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -111,17 +112,15 @@ def verdict(name: str, value: float, interval: tuple[float, float], runs: str, d
     return Box(kind, f"{name} · {measured}", lines, {"claim": name, "verdict": measured, "result": result})
 
 
-def equation(number: int, kind: str, outcome: str) -> Box:
-    """Mark a numbered equation of the paper as checked: what kind of check, and what came out.
+def equation(numbers: int | Sequence[int], kind: str, outcome: str) -> Box:
+    """Mark numbered equations of the paper as checked: what kind of check, and what came out.
 
     Raises:
         ValueError: if the paper has no such equation.
     """
-    if number not in range(1, 25):
-        raise ValueError(f"number must be between 1 and 24, got {number}")
-    return Box(
-        "note",
-        f"Equation {number} checked",
-        [f"{kind}: {outcome}"],
-        {"equation": number, "kind": kind, "outcome": outcome},
-    )
+    numbers = [numbers] if isinstance(numbers, int) else list(numbers)
+    for number in numbers:
+        if number not in range(1, 25):
+            raise ValueError(f"numbers must lie between 1 and 24, got {number}")
+    title = f"Paper's equation{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}: checked"
+    return Box("note", title, [f"{kind}: {outcome}"], {"equations": numbers, "kind": kind, "outcome": outcome})
