@@ -16,7 +16,7 @@ import yaml
 
 CLAIMS = Path(__file__).parent / "book" / "claims.yml"
 VERDICTS = ("holds", "holds in part", "does not hold", "cannot be decided from the paper", "open")
-MIME = "application/vnd.kbe+json"
+RECORD = "kbe"  # where an output's metadata hold the machine-readable copy
 _FIELDS = {"place", "claim", "statistic", "holds", "fails", "power", "verdict", "page"}
 _CONDITION = re.compile(r"(value|low|high) (>=|<=|>|<) (-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 
@@ -59,7 +59,7 @@ def judge(rule: str, value: float, low: float, high: float) -> bool:
 
 
 class Box:
-    """A box for the page (HTML), for Lab and Colab (HTML or Markdown), and for the collecting build (JSON)."""
+    """A box for the page, Lab and Colab (HTML or Markdown), with a record for the build in the output's metadata."""
 
     def __init__(self, kind: str, title: str, lines: list[str], record: dict):
         self.kind, self.title, self.lines, self.record = kind, title, lines, record
@@ -67,11 +67,12 @@ class Box:
     def __repr__(self) -> str:
         return "  \n".join([f"**{self.title}**", *self.lines])
 
-    def _repr_mimebundle_(self, **_) -> dict:
+    def _repr_mimebundle_(self, **_) -> tuple[dict, dict]:
         title, *lines = map(html.escape, [self.title, *self.lines])
         body = f'<p class="admonition-title">{title}</p>' + "".join(f"<p>{line}</p>" for line in lines)
         box = f'<div class="admonition {self.kind}">{body}</div>'
-        return {"text/html": box, "text/markdown": repr(self), "text/plain": repr(self), MIME: self.record}
+        data = {"text/html": box, "text/markdown": repr(self), "text/plain": repr(self)}
+        return data, {RECORD: self.record}
 
 
 def verdict(name: str, value: float, interval: tuple[float, float], runs: str, digits: int = 3) -> Box:

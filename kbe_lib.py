@@ -662,10 +662,15 @@ def prediction_scale(distance: Tensor, y: Tensor, mu: Tensor, normalise: str = "
     best = scan.argmin(0)
     low, high = grid[(best - 1).clamp(min=0)], grid[(best + 1).clamp(max=len(grid) - 1)]
     golden = (math.sqrt(5) - 1) / 2
+    left, right = high - golden * (high - low), low + golden * (high - low)
+    at_left, at_right = misfit(left), misfit(right)
     for _ in range(27):  # 0.618^27 = 2e-6 of a bracket that is 1.37 wide
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        go_left = misfit(left) < misfit(right)
+        go_left = at_left < at_right
         low, high = torch.where(go_left, low, left), torch.where(go_left, right, high)
+        new = torch.where(go_left, high - golden * (high - low), low + golden * (high - low))
+        at_new = misfit(new)  # one evaluation a step: the other inner point is an old one
+        left, right = torch.where(go_left, new, right), torch.where(go_left, left, new)
+        at_left, at_right = torch.where(go_left, at_new, at_right), torch.where(go_left, at_left, at_new)
     alpha = (low + high) / 2
     return PredictionScale(alpha, misfit(alpha))
 

@@ -52,7 +52,9 @@ def test_verdict_is_what_the_rule_says_or_raises(claims, interval, verdict):
     claims(X=CLAIM | {"verdict": verdict})
     box = ledger.verdict("X", value, interval, "10 runs")
     assert box.record == {"claim": "X", "verdict": verdict, "result": box.record["result"]}
-    assert verdict in box._repr_mimebundle_()["text/html"]
+    data, metadata = box._repr_mimebundle_()
+    assert verdict in data["text/html"]
+    assert metadata == {"kbe": box.record}
     for other in {"holds", "holds in part", "does not hold", "open"} - {verdict}:
         claims(X=CLAIM | {"verdict": other})
         with pytest.raises(AssertionError, match=f'X {verdict} .* but the verdict on record is "{other}"'):
@@ -90,6 +92,6 @@ def test_a_wrong_ledger(claims, claim, message):
 def test_equation_marks():
     assert ledger.equation(3, "a", "b").record == {"equations": [3], "kind": "a", "outcome": "b"}
     assert ledger.equation([1, 24], "a", "<b>").record["equations"] == [1, 24]
-    assert "&lt;b&gt;" in ledger.equation(1, "a", "<b>")._repr_mimebundle_()["text/html"]
+    assert "&lt;b&gt;" in ledger.equation(1, "a", "<b>")._repr_mimebundle_()[0]["text/html"]
     with pytest.raises(ValueError, match="numbers must lie between 1 and 24, got 25"):
         ledger.equation([3, 25], "a", "b")
