@@ -67,7 +67,7 @@ def collect_records(app):
             continue
         cells = cache.get_cache_bundle(record.pk).nb.cells
         outputs = (output for cell in cells for output in cell.get("outputs", []))
-        found = (output.get("data", {}).get(kbe_ledger.MIME) for output in outputs)
+        found = (output.get("metadata", {}).get(kbe_ledger.RECORD) for output in outputs)
         app.kbe_records += [dict(entry, page=pair.stem) for entry in found if entry]
 
 
@@ -79,7 +79,7 @@ class Table(SphinxDirective):
     def run(self):
         self.env.note_reread()
         node = nodes.container()
-        lines = self.lines(self.env.app.kbe_records)
+        lines = list(self.lines(self.env.app.kbe_records))
         self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, node)
         return [node]
 
@@ -114,15 +114,16 @@ class Equations(Table):
     def lines(self, records):
         yield "| equation | kind of check | outcome | chapter |"
         yield "|---|---|---|---|"
-        checks = [record for record in records if "equation" in record]
+        checks = [record for record in records if "equations" in record]
         for number in range(1, 25):
-            own = [record for record in checks if record["equation"] == number]
+            own = [record for record in checks if number in record["equations"]]
             if not own:
                 self.complain(f"equation {number} has no check")
             for check in own:
                 yield f"| {number} | {check['kind']} | {check['outcome']} | [{check['page']}]({check['page']}.md) |"
         yield ""
-        yield f"**{len({check['equation'] for check in checks})} of 24** equations have an executed check."
+        checked = set().union(*(check["equations"] for check in checks))
+        yield f"**{len(checked)} of 24** equations have an executed check."
 
 
 def repository_url() -> str | None:
