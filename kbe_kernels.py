@@ -18,7 +18,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from kbe_lib import _require, all_inputs
+from kbe_lib import _require
 
 
 def _gaps(x: Tensor, v: Tensor, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -145,4 +145,7 @@ def cube_product(levels: Tensor, v: Tensor) -> Tensor:
         bits >= 1 and v.shape[-1] == 2**bits,
         f"v must have 2^b values for b + 1 = {len(levels)} levels, got shape {tuple(v.shape)}",
     )
-    return walsh_transform(levels[all_inputs(bits).sum(1).long()] * walsh_transform(v)) / 2**bits
+    degree = torch.zeros(1, dtype=torch.long)
+    for _ in range(bits):  # one more bit in front: 0 leaves the number of ones, 1 adds to it
+        degree = torch.cat([degree, degree + 1])
+    return walsh_transform(levels[degree] * walsh_transform(v)) / 2**bits
