@@ -6,7 +6,7 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
-.PHONY: help setup book test lint format serve lab clean
+.PHONY: help setup book test bench lint format serve lab clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,6 +27,9 @@ book: .venv/installed  ## execute every chapter and build the pages, strictly
 test: .venv/installed  ## unit tests, then every chapter as a notebook
 	$(BIN)/python -m pytest -n $(WORKERS) tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --nbmake --nbmake-timeout=900 book
+
+bench: .venv/installed  ## measure the engine against the loop; rewrites benchmarks/results.json
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_engine.py
 
 lint: .venv/installed  ## style of modules, tests and notebooks
 	$(BIN)/ruff check .

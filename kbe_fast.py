@@ -27,7 +27,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from kbe_lib import JUMP, LOSSES, READOUTS, Dataset, Params, Readout, Run
+from kbe_lib import JUMP, Dataset, Params, Readout, Run
 
 # ----------------------------------------------------------------------------- a vector register as a Numba type
 
@@ -76,10 +76,18 @@ def _define(operation, emit, comparison: bool = False) -> None:
             return lambda a, b: vector_operation(a, b)
 
 
-# "contract" allows a product and a sum to become one fused instruction, and nothing else
-_define(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=("contract",)))
+# "contract" allows a product and a sum to become one fused instruction, and nothing else.
+def _add(builder, a, b):
+    return builder.fadd(a, b, flags=("contract",))
+
+
+def _multiply(builder, a, b):
+    return builder.fmul(a, b, flags=("contract",))
+
+
+_define(operator.add, _add)
+_define(operator.mul, _multiply)
 _define(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=("contract",)))
-_define(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=("contract",)))
 _define(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))
 _define(operator.lt, lambda builder, a, b: builder.fcmp_ordered("<", a, b), comparison=True)
 
@@ -134,14 +142,11 @@ def horner(typing_context, x, coefficients):
     """A polynomial of a vector, the highest coefficient first."""
 
     def generate(context, builder, signature, values):
-        first, *rest = (
-            _spread(context, builder, number, coefficients.dtype, x)
-            for number in cgutils.unpack_tuple(builder, values[1])
-        )
+        numbers = cgutils.unpack_tuple(builder, values[1])
+        total, *rest = (_spread(context, builder, number, coefficients.dtype, x) for number in numbers)
         for number in rest:
-            product = builder.fmul(first, values[0], flags=("contract",))
-            first = builder.fadd(product, number, flags=("contract",))
-        return first
+            total = _add(builder, _multiply(builder, total, values[0]), number)
+        return total
 
     return x(x, coefficients), generate
 
@@ -233,9 +238,12 @@ def elu(z):
     return where(z < 0.0, e_minus_1, z), e
 
 
-RAW, ELU, ELU_PLUS_1, SOFTPLUS, EXP, SIGMOID = (
-    READOUTS.index(name) for name in ("raw", "elu", "elu+1", "softplus", "exp", "sigmoid")
-)
+# Numbers that stand for names in the kernel.  They are given here, because a cached kernel would not notice that the
+# order of names changed in another file.
+RAW, ELU, ELU_PLUS_1, SOFTPLUS, EXP, SIGMOID = range(6)
+READOUTS = {"raw": RAW, "elu": ELU, "elu+1": ELU_PLUS_1, "softplus": SOFTPLUS, "exp": EXP, "sigmoid": SIGMOID}
+GAUSSIAN, PRINTED, SQUARED = range(3)
+LOSSES = {"gaussian": GAUSSIAN, "printed": PRINTED, "squared": SQUARED}
 
 
 @njit
@@ -266,12 +274,9 @@ def read(z, readout):
     return value, slope, slope / value
 
 
-GAUSSIAN, PRINTED, SQUARED = (tuple(LOSSES).index(name) for name in ("gaussian", "printed", "squared"))
-
-
 @njit
 def slope_in_mu(error, inverse, loss):
-    """d loss / d mu of one point at error = mu - y and inverse = 1 / sigma."""
+    """d loss / d mu of one point at error = mu - y and inverse = 1 / sigma; other location-scale families go here."""
     return error if loss == SQUARED else error * inverse * inverse
 
 
@@ -548,7 +553,7 @@ def record(output, first, n_heads, string, mu, sigma):
 # ------------------------------------------------------------------------------------------------------ the engine
 
 
-def objection(params: Params, data: Dataset, loss: object) -> str | None:
+def objection(params: Params, data: Dataset, loss: object, readout: Readout) -> str | None:
     """Why this engine cannot train this, or None if it can."""
     theta = params["conv1.weight"]
     if theta.device.type != "cpu":
@@ -557,6 +562,9 @@ def objection(params: Params, data: Dataset, loss: object) -> str | None:
         return f"needs params in float32 or float64, got {theta.dtype}"
     if loss not in LOSSES:
         return f"needs loss to be one of {tuple(LOSSES)}, got {loss!r}"
+    names = {readout} if isinstance(readout, str) else set(readout)
+    if not names <= READOUTS.keys():
+        return f"needs readout to be one of {tuple(READOUTS)} or a pair of them, got {readout!r}"
     for name, values in (("data.x", data.x), ("data.y", data.y)):
         other = values[(values != 0) & (values != 1)]
         if len(other):
@@ -577,7 +585,7 @@ def train(params: Params, data: Dataset, epochs: int, step_size: float, loss: st
     n_channels = theta.shape[1]
     heads = [name.removesuffix(".weight") for name in params if name.endswith(".weight") and name[:4] != "conv"]
     n_layers = len(params) // 2 - len(heads)
-    readouts = tuple(READOUTS.index(readout if isinstance(readout, str) else readout[i]) for i in range(len(heads)))
+    readouts = tuple(READOUTS[readout if isinstance(readout, str) else readout[i]] for i in range(len(heads)))
     labels = data.y.numpy().astype(np.int64)
     plan, string, bits = arrange(data.x.numpy().astype(np.int64), n_layers)
     mu, sigma = np.empty((2, n_networks, len(checkpoints), n_points), dtype)
@@ -600,7 +608,7 @@ def train(params: Params, data: Dataset, epochs: int, step_size: float, loss: st
         train_lanes(
             net, gradient, net.flat.copy(), plan, memory, count.reshape(-1, width),
             np.full((1, width), step_size / n_points, dtype), epochs, JUMP, tuple(range(n_channels)), readouts,
-            tuple(LOSSES).index(loss), np.array(checkpoints), string[block], mu[block], sigma[block], failed, frozen,
+            LOSSES[loss], np.array(checkpoints, np.int64), string[block], mu[block], sigma[block], failed, frozen,
         )  # fmt: skip
         failed_at[block], frozen_at[block] = failed[:size], frozen[:size]
         for name, view in views.items():

@@ -2,20 +2,21 @@
 
 `book/claims.yml` holds per claim what the paper says, the statistic, the rule fixed before the run, its power and the
 verdict on record.  A chapter calls `verdict(id, value, interval)`; the rule is applied there and then, and a result
-that contradicts the record raises.  `equation(number, kind, outcome)` marks a numbered equation as checked.  Both
+that contradicts the record raises.  `equation(numbers, kind, outcome)` marks numbered equations as checked.  Both
 leave a machine-readable copy in the cell's output, from which the book makes its Verdicts and Equations pages.
 """
 
 import html
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 CLAIMS = Path(__file__).parent / "book" / "claims.yml"
 VERDICTS = ("holds", "holds in part", "does not hold", "cannot be decided from the paper", "open")
-MIME = "application/vnd.kbe+json"
+RECORD = "kbe"  # where an output's metadata hold the machine-readable copy
 _FIELDS = {"place", "claim", "statistic", "holds", "fails", "power", "verdict", "page"}
 _CONDITION = re.compile(r"(value|low|high) (>=|<=|>|<) (-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 
@@ -58,7 +59,7 @@ def judge(rule: str, value: float, low: float, high: float) -> bool:
 
 
 class Box:
-    """A box for the page (HTML), for Lab and Colab (HTML or Markdown), and for the collecting build (JSON)."""
+    """A box for the page, Lab and Colab (HTML or Markdown), with a record for the build in the output's metadata."""
 
     def __init__(self, kind: str, title: str, lines: list[str], record: dict):
         self.kind, self.title, self.lines, self.record = kind, title, lines, record
@@ -66,11 +67,12 @@ class Box:
     def __repr__(self) -> str:
         return "  \n".join([f"**{self.title}**", *self.lines])
 
-    def _repr_mimebundle_(self, **_) -> dict:
+    def _repr_mimebundle_(self, **_) -> tuple[dict, dict]:
         title, *lines = map(html.escape, [self.title, *self.lines])
         body = f'<p class="admonition-title">{title}</p>' + "".join(f"<p>{line}</p>" for line in lines)
         box = f'<div class="admonition {self.kind}">{body}</div>'
-        return {"text/html": box, "text/markdown": repr(self), "text/plain": repr(self), MIME: self.record}
+        data = {"text/html": box, "text/markdown": repr(self), "text/plain": repr(self)}
+        return data, {RECORD: self.record}
 
 
 def verdict(name: str, value: float, interval: tuple[float, float], runs: str, digits: int = 3) -> Box:
@@ -111,17 +113,15 @@ def verdict(name: str, value: float, interval: tuple[float, float], runs: str, d
     return Box(kind, f"{name} · {measured}", lines, {"claim": name, "verdict": measured, "result": result})
 
 
-def equation(number: int, kind: str, outcome: str) -> Box:
-    """Mark a numbered equation of the paper as checked: what kind of check, and what came out.
+def equation(numbers: int | Sequence[int], kind: str, outcome: str) -> Box:
+    """Mark numbered equations of the paper as checked: what kind of check, and what came out.
 
     Raises:
         ValueError: if the paper has no such equation.
     """
-    if number not in range(1, 25):
-        raise ValueError(f"number must be between 1 and 24, got {number}")
-    return Box(
-        "note",
-        f"Equation {number} checked",
-        [f"{kind}: {outcome}"],
-        {"equation": number, "kind": kind, "outcome": outcome},
-    )
+    numbers = [numbers] if isinstance(numbers, int) else list(numbers)
+    for number in numbers:
+        if number not in range(1, 25):
+            raise ValueError(f"numbers must lie between 1 and 24, got {number}")
+    title = f"Paper's equation{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}: checked"
+    return Box("note", title, [f"{kind}: {outcome}"], {"equations": numbers, "kind": kind, "outcome": outcome})

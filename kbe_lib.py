@@ -12,6 +12,7 @@ under the loss as written: the mean over the points unless `reduction="sum"` is 
     below are this paper's.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -23,7 +24,6 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 from scipy.stats import binomtest
 from torch import Generator, Tensor
-from torch.func import jacrev, vmap
 
 Params = dict[str, Tensor]
 Readout = str | tuple[str, str]
@@ -160,18 +160,26 @@ def logits(params: Params, x: Tensor) -> Tensor:
     Raises:
         ValueError: if x does not have the number of bits or of networks that params are made for.
     """
-    layers = [name.removesuffix(".weight") for name in params if name.startswith("conv") and name.endswith(".weight")]
+    _, h, weight, bias = _propagate(params, x)
+    return h @ weight.mT + bias.unsqueeze(-2)
+
+
+def _propagate(params: Params, x: Tensor) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor, Tensor, Tensor]:
+    """Through the trunk: every layer's input, value before the ELU, and matrix; f(x); weight and bias of all heads."""
+    names = [name.removesuffix(".weight") for name in params if name.startswith("conv") and name.endswith(".weight")]
     heads = [name.removesuffix(".weight") for name in params if name.endswith(".weight") and name[:4] != "conv"]
     width = x.shape[-1]
     made_for = params[f"{heads[0]}.weight"].shape[-1] // params["conv1.weight"].shape[-3]
     _require(width == made_for, f"x must have {made_for} bits in its last dimension, got shape {tuple(x.shape)}")
-    h = x
-    for layer in layers:
-        weight, bias = params[f"{layer}.weight"], params[f"{layer}.bias"]
-        h = F.elu(h @ _convolution_matrix(weight, width) + bias.repeat_interleave(width, -1).unsqueeze(-2))
+    h, layers = x, []
+    for name in names:
+        matrix = _convolution_matrix(params[f"{name}.weight"], width)
+        z = h @ matrix + params[f"{name}.bias"].repeat_interleave(width, -1).unsqueeze(-2)
+        layers.append((h, z, matrix))
+        h = F.elu(z)
     weight = torch.cat([params[f"{head}.weight"] for head in heads], dim=-2)
     bias = torch.cat([params[f"{head}.bias"] for head in heads], dim=-1)
-    return h @ weight.transpose(-1, -2) + bias.unsqueeze(-2)
+    return layers, h, weight, bias
 
 
 # ------------------------------------------------------------------------------------------ readouts (R of eq. 11)
@@ -323,7 +331,7 @@ def train(
     if engine != "torch":
         import kbe_fast  # here, because Numba is slow to import
 
-        objection = kbe_fast.objection(params, data, loss)
+        objection = kbe_fast.objection(params, data, loss, readout)
         _require(engine == "auto" or objection is None, f"engine 'fast' {objection}; engine 'torch' has no such limit")
         if objection is None:
             return kbe_fast.train(params, data, epochs, step, loss, readout, checkpoints, workers)
@@ -427,9 +435,41 @@ def fraction(successes: int, trials: int, confidence: float = 0.95) -> tuple[flo
     return successes / trials, interval.low, interval.high
 
 
+def estimate(
+    statistic: Callable[..., float], *samples: Tensor, confidence: float = 0.95, resamples: int = 999, seed: int = 0
+) -> tuple[float, float, float]:
+    """A statistic with its percentile bootstrap interval: (estimate, low, high).
+
+    What is drawn again is the first axis of each sample: networks, each with its data set.  Never points, which share a
+    network and are not independent.
+
+    Args:
+        statistic: takes the samples and returns a number; infinite entries stand for failures that did not come.
+        samples: (M, ...) each; several samples are drawn again independently of each other.
+
+    Raises:
+        ValueError: if there is no sample, or one has fewer than two networks.
+    """
+    _require(len(samples) > 0, "samples must not be empty")
+    sizes = [len(sample) for sample in samples]
+    _require(min(sizes) >= 2, f"samples must have at least 2 networks each, got {sizes}")
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.tensor(
+        [
+            float(statistic(*(v[torch.randint(len(v), (len(v),), generator=generator)] for v in samples)))
+            for _ in range(resamples)
+        ],
+        dtype=torch.float64,
+    )
+    tail = (1 - confidence) / 2
+    low, high = draws.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), interpolation="nearest").tolist()
+    return float(statistic(*samples)), low, high
+
+
 # ---------------------------------------------------------------------------------- training response (eqs 1-5)
 
 
+@torch.no_grad()
 def empirical_ntk(params: Params, x1: Tensor, x2: Tensor | None = None, readout: Readout | None = "sigmoid") -> Tensor:
     """The training response Theta(x, x') = df(x)/dw . df(x')/dw of eqs 2 and 3, by Jacobian contraction.
 
@@ -446,22 +486,39 @@ def empirical_ntk(params: Params, x1: Tensor, x2: Tensor | None = None, readout:
     Raises:
         ValueError: for an unknown readout or a wrong number of bits.
     """
+    j1 = _jacobian(params, x1, readout)
+    j2 = j1 if x2 is None else _jacobian(params, x2, readout)
+    own = params["mu.weight"].shape[-1] + 1  # parameters of one head; the others move both outputs
+    theta = j1.new_empty(*j1.shape[:2], j2.shape[1], j1.shape[2], j2.shape[2])
+    for h, k in itertools.product(range(j1.shape[1]), repeat=2):
+        moving_both = slice(None if h == k else -own)
+        torch.matmul(j1[:, h, :, moving_both], j2[:, k, :, moving_both].mT, out=theta[:, h, k])
+    return theta.permute(0, 3, 4, 1, 2)
 
-    def outputs(one: Params, x: Tensor) -> Tensor:  # (b,) -> (H,)
-        z = logits(one, x[None])[0]
-        if readout is None:
-            return z
-        mu, sigma, _ = _read(z, readout)
-        return mu[None] if sigma is None else torch.stack([mu, sigma])
 
-    def jacobian(x: Tensor) -> Tensor:  # (M, N, b) -> (M, N, H, P); a Jacobian per point, so no zeros are computed
-        per_point = vmap(jacrev(outputs), in_dims=(None, 0))
-        blocks = vmap(per_point, in_dims=(0, 0 if x.ndim == 3 else None))(params, x)
-        return torch.cat([block.flatten(3) for block in blocks.values()], dim=-1)
+def _jacobian(params: Params, x: Tensor, readout: Readout | None) -> Tensor:
+    """Derivatives of every output by the trunk's parameters and then by those of its own head, (M, H, N, P).
 
-    j1 = jacobian(x1)
-    j2 = j1 if x2 is None else jacobian(x2)
-    return torch.einsum("mahp,mbkp->mabhk", j1, j2)
+    Backpropagation by hand for all points at once, as few large matrix products.
+    """
+    layers, h, weight, bias = _propagate(params, x.expand(len(params["conv1.weight"]), -1, -1))
+    z = h @ weight.mT + bias.unsqueeze(-2)
+    slope = torch.ones_like(z)
+    if readout is not None:
+        with torch.enable_grad():
+            mu, sigma, _ = _read(z.requires_grad_(), readout)
+            (slope,) = torch.autograd.grad(mu.sum() if sigma is None else mu.sum() + sigma.sum(), z)
+    slope = slope.mT.unsqueeze(-1)  # (M, H, N, 1)
+    blocks = [slope * F.pad(h, (0, 1), value=1.0).unsqueeze(1)]
+    d_h = slope * weight.unsqueeze(2)
+    for below, z, matrix in reversed(layers):
+        d_z = d_h * z.clamp(max=0).exp().unsqueeze(1)
+        windows = F.pad(below.unflatten(-1, (-1, x.shape[-1])), (1, 1)).unfold(-1, 3, 1).movedim(-1, -2).flatten(2, 3)
+        windows = F.pad(windows, (0, 0, 0, 1), value=1.0)  # what weights and bias multiply, (M, N, 3 C + 1, b)
+        by_channel = d_z.unflatten(-1, (-1, x.shape[-1]))
+        blocks.append(torch.einsum("mhncp,mnip->mhnci", by_channel, windows).flatten(3))
+        d_h = d_z @ matrix.mT.unsqueeze(1)
+    return torch.cat(blocks[::-1], dim=-1)
 
 
 def hamming(x1: Tensor, x2: Tensor | None = None) -> Tensor:

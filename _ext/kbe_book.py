@@ -67,7 +67,7 @@ def collect_records(app):
             continue
         cells = cache.get_cache_bundle(record.pk).nb.cells
         outputs = (output for cell in cells for output in cell.get("outputs", []))
-        found = (output.get("data", {}).get(kbe_ledger.MIME) for output in outputs)
+        found = (output.get("metadata", {}).get(kbe_ledger.RECORD) for output in outputs)
         app.kbe_records += [dict(entry, page=pair.stem) for entry in found if entry]
 
 
@@ -79,7 +79,7 @@ class Table(SphinxDirective):
     def run(self):
         self.env.note_reread()
         node = nodes.container()
-        lines = self.lines(self.env.app.kbe_records)
+        lines = list(self.lines(self.env.app.kbe_records))
         self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, node)
         return [node]
 
@@ -87,25 +87,33 @@ class Table(SphinxDirective):
         LOGGER.warning(message, location=self.get_location())
 
 
+def cell(text):
+    """Text that Markdown leaves as it is, inside a table too."""
+    return re.sub(r"([|*_\\<])", r"\\\1", str(text))
+
+
 class Verdicts(Table):
-    """Every claim of the ledger with what was measured; `:brief:` leaves the statistics out."""
+    """Every claim of the ledger with what was measured; `:brief:` gives the claims by verdict, without numbers."""
 
     def lines(self, records):
         claims = kbe_ledger.load_claims(ROOT / "book" / "claims.yml")
-        measured = {record["claim"]: record for record in records if "claim" in record}
-        brief = "brief" in self.options
-        yield "| | claim | verdict |" if brief else "| | place | claim | statistic and result | verdict |"
-        yield "|---|---|---|" if brief else "|---|---|---|---|---|"
+        measured = {record["claim"]: record["result"] for record in records if "claim" in record}
         for name, claim in claims.items():
             if claim["verdict"] != "open" and name not in measured:
                 self.complain(f"claim {name} is on record as {claim['verdict']!r}, but no chapter has measured it")
-            result = measured.get(name, {"result": "not measured yet"})["result"]
+        if "brief" in self.options:
+            for verdict in kbe_ledger.VERDICTS:
+                own = {name: claim for name, claim in claims.items() if claim["verdict"] == verdict}
+                links = (f"[{cell(c['claim'].rstrip('.'))}]({c['page']}.md) ({name})" for name, c in own.items())
+                if own:
+                    yield f"- **{verdict[0].upper() + verdict[1:]}** ({len(own)}): {'; '.join(links)}."
+            return
+        yield "| | place | claim | statistic and result | verdict |"
+        yield "|---|---|---|---|---|"
+        for name, claim in claims.items():
+            statistic = f"{cell(claim['statistic'])}: **{cell(measured.get(name, 'not measured yet'))}**"
             verdict = f"[{claim['verdict']}]({claim['page']}.md)"
-            if brief:
-                yield f"| {name} | {claim['claim']} | {verdict} |"
-            else:
-                statistic = f"{claim['statistic']}: {result}"
-                yield f"| {name} | {claim['place']} | {claim['claim']} | {statistic} | {verdict} |"
+            yield f"| {name} | {cell(claim['place'])} | {cell(claim['claim'])} | {statistic} | {verdict} |"
 
 
 class Equations(Table):
@@ -114,15 +122,17 @@ class Equations(Table):
     def lines(self, records):
         yield "| equation | kind of check | outcome | chapter |"
         yield "|---|---|---|---|"
-        checks = [record for record in records if "equation" in record]
+        checks = [record for record in records if "equations" in record]
         for number in range(1, 25):
-            own = [record for record in checks if record["equation"] == number]
+            own = [record for record in checks if number in record["equations"]]
             if not own:
                 self.complain(f"equation {number} has no check")
             for check in own:
-                yield f"| {number} | {check['kind']} | {check['outcome']} | [{check['page']}]({check['page']}.md) |"
+                page = check["page"]
+                yield f"| {number} | {cell(check['kind'])} | {cell(check['outcome'])} | [{cell(page)}]({page}.md) |"
         yield ""
-        yield f"**{len({check['equation'] for check in checks})} of 24** equations have an executed check."
+        checked = set().union(*(check["equations"] for check in checks))
+        yield f"**{len(checked)} of 24** equations have an executed check."
 
 
 def repository_url() -> str | None:

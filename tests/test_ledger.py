@@ -1,0 +1,97 @@
+import math
+
+import pytest
+import yaml
+
+import kbe_ledger as ledger
+
+CLAIM = dict(
+    place="III", claim="It holds.", statistic="share", holds="low > 0.5", fails="high < 0.2", power="-",
+    verdict="holds", page="model",
+)  # fmt: skip
+
+
+@pytest.fixture
+def claims(tmp_path, monkeypatch):
+    """Put other claims on record."""
+    path = tmp_path / "claims.yml"
+
+    def write(**entries):
+        path.write_text(yaml.safe_dump(entries))
+        monkeypatch.setattr(ledger.load_claims, "__defaults__", (path,))
+
+    return write
+
+
+def test_the_book_s_claims_are_valid_and_complete():
+    claims = ledger.load_claims()
+    assert {f"C{i}" for i in range(1, 25)} <= set(claims)
+
+
+@pytest.mark.parametrize(
+    ("rule", "met"),
+    [("low > 0.5", True), ("high < 0.5", False), ("value >= 0.7 and high <= 0.8", True), ("value > 0.7", False),
+     ("low > -1", True), ("low > 6e-1", False)],
+)  # fmt: skip
+def test_judge(rule, met):
+    assert ledger.judge(rule, 0.7, 0.6, 0.8) == met
+
+
+@pytest.mark.parametrize("rule", ["", "low", "low > x", "low > 0.5 or high < 1", "__import__('os')", "low == 0.5"])
+def test_judge_reads_nothing_but_comparisons(rule):
+    with pytest.raises(ValueError, match="rule must read like"):
+        ledger.judge(rule, 0.7, 0.6, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [((0.6, 0.8), "holds"), ((0.4, 0.8), "holds in part"), ((0.1, 0.15), "does not hold")],
+)
+def test_verdict_is_what_the_rule_says_or_raises(claims, interval, verdict):
+    value = sum(interval) / 2
+    claims(X=CLAIM | {"verdict": verdict})
+    box = ledger.verdict("X", value, interval, "10 runs")
+    assert box.record == {"claim": "X", "verdict": verdict, "result": box.record["result"]}
+    data, metadata = box._repr_mimebundle_()
+    assert verdict in data["text/html"]
+    assert metadata == {"kbe": box.record}
+    for other in {"holds", "holds in part", "does not hold", "open"} - {verdict}:
+        claims(X=CLAIM | {"verdict": other})
+        with pytest.raises(AssertionError, match=f'X {verdict} .* but the verdict on record is "{other}"'):
+            ledger.verdict("X", value, interval, "10 runs")
+
+
+def test_what_cannot_be_decided_is_shown_unjudged(claims):
+    claims(X=CLAIM | {"verdict": "cannot be decided from the paper"})
+    assert ledger.verdict("X", 0.7, (0.6, 0.8), "-").record["verdict"] == "cannot be decided from the paper"
+
+
+@pytest.mark.parametrize(("value", "interval"), [(math.nan, (0, 1)), (2, (0, 1)), (0, (0, math.inf))])
+def test_numbers_that_are_none(claims, value, interval):
+    claims(X=CLAIM)
+    with pytest.raises(ValueError, match="interval must be finite and hold the value"):
+        ledger.verdict("X", value, interval, "-")
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({k: v for k, v in CLAIM.items() if k != "power"}, "claim X must have the fields"),
+        (CLAIM | {"colour": "red"}, "claim X must have the fields"),
+        (CLAIM | {"verdict": "maybe"}, "claim X: verdict must be one of"),
+        (CLAIM | {"holds": "always"}, "rule must read like"),
+        ("text", "claim X must have the fields"),
+    ],
+)
+def test_a_wrong_ledger(claims, claim, message):
+    claims(X=claim)
+    with pytest.raises(ValueError, match=message):
+        ledger.load_claims()
+
+
+def test_equation_marks():
+    assert ledger.equation(3, "a", "b").record == {"equations": [3], "kind": "a", "outcome": "b"}
+    assert ledger.equation([1, 24], "a", "<b>").record["equations"] == [1, 24]
+    assert "&lt;b&gt;" in ledger.equation(1, "a", "<b>")._repr_mimebundle_()[0]["text/html"]
+    with pytest.raises(ValueError, match="numbers must lie between 1 and 24, got 25"):
+        ledger.equation([3, 25], "a", "b")
