@@ -18,7 +18,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from kbe_lib import _require, all_inputs
+from kbe_lib import _require
 
 
 def _gaps(x: Tensor, v: Tensor, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -141,8 +141,9 @@ def cube_product(levels: Tensor, v: Tensor) -> Tensor:
         ValueError: if the numbers of levels and strings do not belong to one b.
     """
     bits = len(levels) - 1
-    _require(
-        bits >= 1 and v.shape[-1] == 2**bits,
-        f"v must have 2^b values for b + 1 = {len(levels)} levels, got shape {tuple(v.shape)}",
-    )
-    return walsh_transform(levels[all_inputs(bits).sum(1).long()] * walsh_transform(v)) / 2**bits
+    fits = bits >= 1 and v.shape[-1] == 2**bits
+    _require(fits, f"v must have 2^b values for b + 1 = {len(levels)} levels, got shape {tuple(v.shape)}")
+    degree = torch.zeros(1, dtype=torch.long)
+    for _ in range(bits):
+        degree = torch.cat([degree, degree + 1])  # a 0 in front leaves the number of ones, a 1 adds to it
+    return walsh_transform(levels[degree] * walsh_transform(v)) / 2**bits
