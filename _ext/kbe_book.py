@@ -93,7 +93,7 @@ def cell(text):
 
 
 class Verdicts(Table):
-    """Every claim of the ledger with what was measured; `:brief:` gives the claims by verdict, without numbers."""
+    """Every claim of the ledger with what was measured; `:brief:` gives the paper's own by verdict."""
 
     def lines(self, records):
         claims = kbe_ledger.load_claims(ROOT / "book" / "claims.yml")
@@ -103,7 +103,7 @@ class Verdicts(Table):
                 self.complain(f"claim {name} is on record as {claim['verdict']!r}, but no chapter has measured it")
         if "brief" in self.options:
             for verdict in kbe_ledger.VERDICTS:
-                own = {name: claim for name, claim in claims.items() if claim["verdict"] == verdict}
+                own = {n: c for n, c in claims.items() if c["verdict"] == verdict and c["place"] != "beyond the paper"}
                 links = (f"[{cell(c['claim'].rstrip('.'))}]({c['page']}.md) ({name})" for name, c in own.items())
                 if own:
                     yield f"- **{verdict[0].upper() + verdict[1:]}** ({len(own)}): {'; '.join(links)}."
