@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 
 import yaml
 
@@ -58,6 +59,26 @@ def judge(rule: str, value: float, low: float, high: float) -> bool:
     return met
 
 
+def decide(claim: dict[str, str], value: float, low: float, high: float) -> str:
+    """The verdict that a claim's rules give for a value and its interval."""
+    if judge(claim["holds"], value, low, high):
+        return "holds"
+    return "does not hold" if judge(claim["fails"], value, low, high) else "holds in part"
+
+
+def chance_of_another_verdict(claim: dict[str, str], value: float, low: float, high: float) -> float:
+    """How likely a repetition with other seeds is to come out with another verdict, if nothing else changes.
+
+    The difference of two runs is taken as normal, with sqrt(2) times the standard error that the 95 % interval implies;
+    the interval moves with the value.  Rough for fractions near 0 or 1, good enough to add up over the ledger.
+    """
+    error = math.sqrt(2) * (high - low) / (2 * 1.96)
+    normal = NormalDist(0, 1)
+    shifts = [error * normal.inv_cdf((k + 0.5) / 400) for k in range(400)]
+    same = decide(claim, value, low, high)
+    return sum(decide(claim, value + d, low + d, high + d) != same for d in shifts) / len(shifts)
+
+
 class Box:
     """A box for the page, Lab and Colab (HTML or Markdown), with a record for the build in the output's metadata."""
 
@@ -95,12 +116,8 @@ def verdict(name: str, value: float, interval: tuple[float, float], runs: str, d
     value, low, high = (float(number) for number in (value, *interval))
     if not all(map(math.isfinite, (value, low, high))) or not low <= value <= high:
         raise ValueError(f"interval must be finite and hold the value, got {value} and ({low}, {high})")
-    if claim["verdict"] == "cannot be decided from the paper":
-        measured = claim["verdict"]
-    elif judge(claim["holds"], value, low, high):
-        measured = "holds"
-    else:
-        measured = "does not hold" if judge(claim["fails"], value, low, high) else "holds in part"
+    decidable = claim["verdict"] != "cannot be decided from the paper"
+    measured = decide(claim, value, low, high) if decidable else claim["verdict"]
     result = f"{value:.{digits}g} ({low:.{digits}g} to {high:.{digits}g}), {runs}"
     if measured != claim["verdict"]:
         raise AssertionError(f'{name} {measured} ({result}), but the verdict on record is "{claim["verdict"]}"')
@@ -110,7 +127,9 @@ def verdict(name: str, value: float, interval: tuple[float, float], runs: str, d
         f"{claim['statistic']}: {result}.",
         f"Holds if {claim['holds']}; fails if {claim['fails']}.",
     ]
-    return Box(kind, f"{name} · {measured}", lines, {"claim": name, "verdict": measured, "result": result})
+    chance = chance_of_another_verdict(claim, value, low, high) if decidable else 0.0
+    record = {"claim": name, "verdict": measured, "result": result, "chance of another": chance}
+    return Box(kind, f"{name} · {measured}", lines, record)
 
 
 def equation(numbers: int | Sequence[int], kind: str, outcome: str) -> Box:

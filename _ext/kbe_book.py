@@ -1,6 +1,7 @@
 """The book's Sphinx hooks: a cache that notices the helpers, kernels that find them, links that know where they are."""
 
 import hashlib
+import math
 import os
 import re
 import subprocess
@@ -114,6 +115,14 @@ class Verdicts(Table):
             statistic = f"{cell(claim['statistic'])}: **{cell(measured.get(name, 'not measured yet'))}**"
             verdict = f"[{claim['verdict']}]({claim['page']}.md)"
             yield f"| {name} | {cell(claim['place'])} | {cell(claim['claim'])} | {statistic} | {verdict} |"
+        chances = {record["claim"]: record["chance of another"] for record in records if "claim" in record}
+        at_least_one = 1 - math.prod(1 - chance for chance in chances.values())
+        close = ", ".join(f"{name} ({100 * c:.0f} %)" for name, c in chances.items() if c > 0.01)
+        yield ""
+        yield "If everything is run again with other seeds,"
+        yield f"{sum(chances.values()):.2f} of the {len(chances)} verdicts are expected to come out otherwise by chance,"
+        yield f"and at least one does with a probability of {100 * at_least_one:.0f} %."
+        yield f"Closest to their limits: {close or 'none'}."
 
 
 class Equations(Table):

@@ -51,7 +51,8 @@ def test_verdict_is_what_the_rule_says_or_raises(claims, interval, verdict):
     value = sum(interval) / 2
     claims(X=CLAIM | {"verdict": verdict})
     box = ledger.verdict("X", value, interval, "10 runs")
-    assert box.record == {"claim": "X", "verdict": verdict, "result": box.record["result"]}
+    assert box.record["claim"] == "X"
+    assert box.record["verdict"] == verdict
     data, metadata = box._repr_mimebundle_()
     assert verdict in data["text/html"]
     assert metadata == {"kbe": box.record}
@@ -95,3 +96,13 @@ def test_equation_marks():
     assert "&lt;b&gt;" in ledger.equation(1, "a", "<b>")._repr_mimebundle_()[0]["text/html"]
     with pytest.raises(ValueError, match="numbers must lie between 1 and 24, got 25"):
         ledger.equation([3, 25], "a", "b")
+
+
+def test_chance_of_another_verdict():
+    far = ledger.chance_of_another_verdict(CLAIM, 0.8, 0.75, 0.85)  # ten standard errors from its limit of 0.5
+    at_the_limit = ledger.chance_of_another_verdict(CLAIM, 0.6, 0.5001, 0.7)
+    assert far == 0
+    assert at_the_limit == pytest.approx(0.5, abs=0.01)
+    # one standard error (0.0255) inside the limit: a difference of -1 / sqrt(2) standard deviations, 24 %
+    near = ledger.chance_of_another_verdict(CLAIM, 0.5755, 0.5255, 0.6255)
+    assert near == pytest.approx(0.24, abs=0.01)
