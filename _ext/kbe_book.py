@@ -120,7 +120,7 @@ class Verdicts(Table):
         close = ", ".join(f"{name} ({100 * c:.0f} %)" for name, c in chances.items() if c > 0.01)
         yield ""
         yield "If everything is run again with other seeds,"
-        yield f"{sum(chances.values()):.2f} of the {len(chances)} verdicts are expected to come out otherwise by chance,"
+        yield f"{sum(chances.values()):.2f} of the {len(chances)} verdicts are expected to come out otherwise,"
         yield f"and at least one does with a probability of {100 * at_least_one:.0f} %."
         yield f"Closest to their limits: {close or 'none'}."
 
