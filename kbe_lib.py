@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
-from scipy.stats import binomtest
 from torch import Generator, Tensor
 
 Params = dict[str, Tensor]
@@ -420,50 +419,6 @@ def variances(run: Run, y: Tensor) -> tuple[Tensor, Tensor]:
     expected = (run.mu.shape[0], run.mu.shape[2])
     _require(y.shape == expected, f"y must have the shape (M, N) = {expected} of the run, got {tuple(y.shape)}")
     return ((y[:, None] - run.mu) ** 2).mean(-1), (run.sigma**2).mean(-1)
-
-
-def fraction(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float, float]:
-    """A fraction with its Wilson interval: (estimate, low, high).
-
-    Raises:
-        ValueError: if trials is below 1, successes not between 0 and trials, or confidence not inside (0, 1).
-    """
-    _require(trials >= 1, f"trials must be at least 1, got {trials}")
-    _require(0 <= successes <= trials, f"successes must lie between 0 and trials = {trials}, got {successes}")
-    _require(0 < confidence < 1, f"confidence must lie between 0 and 1, got {confidence}")
-    interval = binomtest(int(successes), int(trials)).proportion_ci(confidence, method="wilson")
-    return successes / trials, interval.low, interval.high
-
-
-def estimate(
-    statistic: Callable[..., float], *samples: Tensor, confidence: float = 0.95, resamples: int = 999, seed: int = 0
-) -> tuple[float, float, float]:
-    """A statistic with its percentile bootstrap interval: (estimate, low, high).
-
-    What is drawn again is the first axis of each sample: networks, each with its data set.  Never points, which share a
-    network and are not independent.
-
-    Args:
-        statistic: takes the samples and returns a number; infinite entries stand for failures that did not come.
-        samples: (M, ...) each; several samples are drawn again independently of each other.
-
-    Raises:
-        ValueError: if there is no sample, or one has fewer than two networks.
-    """
-    _require(len(samples) > 0, "samples must not be empty")
-    sizes = [len(sample) for sample in samples]
-    _require(min(sizes) >= 2, f"samples must have at least 2 networks each, got {sizes}")
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.tensor(
-        [
-            float(statistic(*(v[torch.randint(len(v), (len(v),), generator=generator)] for v in samples)))
-            for _ in range(resamples)
-        ],
-        dtype=torch.float64,
-    )
-    tail = (1 - confidence) / 2
-    low, high = draws.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), interpolation="nearest").tolist()
-    return float(statistic(*samples)), low, high
 
 
 # ---------------------------------------------------------------------------------- training response (eqs 1-5)

@@ -1,6 +1,10 @@
-"""What the reader looks at: one figure style, one colour per quantity, the arrows of a loss, computed sentences."""
+"""What the reader looks at: figures in one style, sliders, a colour per quantity, arrows of a loss, computed words."""
 
+import base64
+import html
+import io
 import time
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,7 +33,6 @@ SERIES = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 
 _STYLE = {
     "figure.dpi": 100,
-    "savefig.dpi": 200,
     "figure.constrained_layout.use": True,
     "figure.facecolor": "white",
     "font.size": 11,
@@ -48,6 +51,103 @@ def figure(rows: int = 1, columns: int = 1, width: float = 7.0, height: float | 
     plt.rcParams.update(_STYLE)  # not a context: legends and labels, made later, must have the style too
     height = height or 0.62 * width * rows / columns + 0.25
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **subplots)
+
+
+def _png(fig: Figure) -> bytes:
+    """The figure as a picture with two pixels per point of the page, and closed."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=2 * fig.dpi)
+    plt.close(fig)
+    return buffer.getvalue()
+
+
+class show:
+    """A finished figure with a text that says what it shows, for those who cannot see it; the last line of a cell.
+
+    The text is computed where it names numbers: `view.show(fig, f"... rises to {top:.2f}.")`.
+
+    Raises:
+        ValueError: if the text is shorter than a sentence.
+    """
+
+    def __init__(self, fig: Figure, alt: str):
+        self.alt = _sentence(alt)
+        self.width = round(fig.get_figwidth() * fig.dpi)
+        self.png = _png(fig)
+
+    def __repr__(self) -> str:
+        return self.alt
+
+    def _repr_mimebundle_(self, **_) -> tuple[dict, dict]:
+        picture = base64.b64encode(self.png).decode()
+        return {"image/png": picture, "text/plain": self.alt}, {"image/png": {"width": self.width, "alt": self.alt}}
+
+
+def _sentence(alt: str) -> str:
+    alt = " ".join(alt.split())
+    if len(alt) < 40:
+        raise ValueError(f"alt must say in a sentence what the figure shows, got {alt!r}")
+    return alt
+
+
+class slider:
+    """A figure for each value of a setting: a live slider with a kernel, the same frames on the page without one.
+
+    Args:
+        name: what is moved, as the label says it ("learning rate η").
+        values: the words for the positions, in order.
+        draw: position (0, 1, ...) -> figure and the text that says what it shows, as in `show`.
+        start: the position that is shown first, and alone where nothing can be moved.
+
+    Raises:
+        ValueError: if there are fewer than two values, or start is none of them.
+    """
+
+    def __init__(self, name: str, values: Sequence[str], draw: Callable[[int], tuple[Figure, str]], start: int = 0):
+        if len(values) < 2:
+            raise ValueError(f"values must be at least two, got {len(values)}")
+        if start not in range(len(values)):
+            raise ValueError(f"start must be between 0 and {len(values) - 1}, got {start}")
+        self.name, self.values, self.start = name, [str(value) for value in values], start
+        self.frames = [show(*draw(position)) for position in range(len(values))]
+
+    def __repr__(self) -> str:
+        return f"{self.name} = {self.values[self.start]}: {self.frames[self.start].alt}"
+
+    def _repr_mimebundle_(self, **_) -> dict:
+        return {**self._live()._repr_mimebundle_(), "text/html": self._page(), "text/plain": repr(self)}
+
+    def _live(self):
+        import ipywidgets  # here, because only a reader with a kernel needs it
+
+        handle = ipywidgets.SelectionSlider(
+            options=[(value, position) for position, value in enumerate(self.values)],
+            value=self.start, description=self.name, style={"description_width": "initial"},
+            layout={"width": "100%", "max_width": f"{self.frames[0].width}px"},
+        )  # fmt: skip
+        picture = ipywidgets.Image(value=self.frames[self.start].png, width=self.frames[0].width)
+        words = ipywidgets.Label(self.frames[self.start].alt)
+
+        def move(change) -> None:
+            picture.value, words.value = self.frames[change["new"]].png, self.frames[change["new"]].alt
+
+        handle.observe(move, "value")
+        return ipywidgets.VBox([handle, picture, words])
+
+    def _page(self) -> str:
+        # The script of the page (_static/kbe.js) shows one frame at a time; without it the first one stays.
+        pictures = "".join(
+            f'<img src="data:image/png;base64,{base64.b64encode(frame.png).decode()}" alt="{html.escape(frame.alt)}"'
+            f' width="{frame.width}"{"" if position == self.start else " hidden"}>'
+            for position, frame in enumerate(self.frames)
+        )
+        name, words = html.escape(self.name), html.escape("|".join(self.values))
+        return (
+            f'<div class="kbe-slider" role="group" aria-label="{name}">{pictures}<label>{name}'
+            f' <input type="range" min="0" max="{len(self.values) - 1}" value="{self.start}" data-words="{words}"'
+            f' aria-valuetext="{html.escape(self.values[self.start])}">'
+            f" <output>{html.escape(self.values[self.start])}</output></label></div>"
+        )
 
 
 def band(ax: Axes, x, samples, quantiles=(0.1, 0.9), **look):

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from binascii import a2b_base64
 from pathlib import Path
 from typing import ClassVar
 
@@ -58,18 +59,30 @@ def execute_in_parallel(app):
 
 
 def collect_records(app):
-    """What the chapters' executed cells left for the Verdicts and Equations pages, each with its chapter."""
+    """What the chapters' executed cells left: records for the pages of verdicts and equations, texts of pictures."""
     cache = get_cache(app.config.nb_execution_cache_path)
-    app.kbe_records = []
+    app.kbe_records, app.kbe_texts = [], {}
     for pair in sorted((ROOT / "book").glob("*.ipynb")):
         try:
             record = cache.match_cache_notebook(myst_nb_reader_plugin(str(pair.with_suffix(".md"))))
         except KeyError:  # the chapter has failed; the build reports it
             continue
         cells = cache.get_cache_bundle(record.pk).nb.cells
-        outputs = (output for cell in cells for output in cell.get("outputs", []))
-        found = (output.get("metadata", {}).get(kbe_ledger.RECORD) for output in outputs)
-        app.kbe_records += [dict(entry, page=pair.stem) for entry in found if entry]
+        for output in (output for cell in cells for output in cell.get("outputs", [])):
+            metadata = output.get("metadata", {})
+            if kbe_ledger.RECORD in metadata:
+                app.kbe_records.append(dict(metadata[kbe_ledger.RECORD], page=pair.stem))
+            if "alt" in metadata.get("image/png", {}):
+                picture = a2b_base64(output["data"]["image/png"])
+                app.kbe_texts[hashlib.sha256(picture).hexdigest()] = metadata["image/png"]["alt"]
+
+
+def describe_pictures(app, doctree):
+    """Give every picture the text that its cell computed; myst-nb names the file by the picture's hash."""
+    for image in doctree.findall(nodes.image):
+        text = app.kbe_texts.get(Path(image["uri"]).stem)
+        if text:
+            image["alt"] = text
 
 
 class Table(SphinxDirective):
@@ -189,6 +202,7 @@ def setup(app):
     app.connect("config-inited", link_to_repository)
     app.connect("builder-inited", execute_in_parallel)
     app.connect("builder-inited", collect_records, priority=600)
+    app.connect("doctree-read", describe_pictures)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("equations", Equations)
     app.connect("html-page-context", drop_second_thebe_script)

@@ -13,6 +13,7 @@ import torch
 
 import kbe_fast
 import kbe_lib as kbe
+import kbe_stats as stats
 
 torch.set_num_threads(1)
 
@@ -182,7 +183,7 @@ def test_failure_statistics_agree(n_points, epochs):
         params = {name: value.to(dtype) for name, value in params.items()}
         runs[dtype] = kbe.train(params, data, epochs=epochs, workers=2)
     failed, failed_single = (int(run.failed_at.isfinite().sum()) for run in runs.values())
-    _, low, high = kbe.fraction(failed, 256, confidence=0.999)
+    _, low, high = stats.fraction(failed, 256, confidence=0.999)
     assert 0.05 < failed / 256 < 0.95
     assert low <= failed_single / 256 <= high
     reference = kbe.train(params, data, epochs=epochs, engine="torch").failed_at.isfinite().sum()

@@ -6,6 +6,7 @@ import torch
 from modules import Network, stacked
 
 import kbe_lib as kbe
+import kbe_stats as stats
 
 
 @pytest.fixture(params=["torch", "fast"])
@@ -144,7 +145,7 @@ def test_variances():
 
 
 def test_fraction_is_the_wilson_interval():
-    estimate, low, high = kbe.fraction(8, 10)
+    estimate, low, high = stats.fraction(8, 10)
     z = 1.959963984540054
     centre, spread = (0.8 + z**2 / 20) / (1 + z**2 / 10), z * math.sqrt(0.8 * 0.2 / 10 + z**2 / 400) / (1 + z**2 / 10)
     assert (estimate, low, high) == pytest.approx((0.8, centre - spread, centre + spread), rel=1e-12)

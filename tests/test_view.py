@@ -39,3 +39,42 @@ def test_loss_arrows_follow_minus_the_gradient():
     # below the line sigma = |e| sigma grows, above it falls; the error always falls
     assert (np.sign(arrows.V) == np.sign(np.round(error - sigma, 6))).all()
     assert (arrows.U < 0).all()
+
+
+TEXT = "A line that rises from nought to one, the whole width."
+
+
+def line(position=0):
+    fig, ax = view.figure()
+    ax.plot([0, 1], [position, 1])
+    return fig, f"{TEXT} Position {position}."
+
+
+def test_a_shown_figure_carries_its_text_and_is_closed():
+    data, metadata = view.show(*line())._repr_mimebundle_()
+    assert data["image/png"].startswith("iVBOR")
+    assert metadata["image/png"] == {"width": 700, "alt": f"{TEXT} Position 0."}
+    assert not plt.get_fignums()
+    with pytest.raises(ValueError, match="alt must say in a sentence"):
+        view.show(line()[0], "a line")
+
+
+def test_a_slider_has_the_same_frames_with_and_without_a_kernel():
+    slider = view.slider("start", ["low", "high & dry"], line, start=1)
+    bundle = slider._repr_mimebundle_()
+    assert bundle["text/html"].count("<img") == 2
+    assert bundle["text/html"].count(" hidden>") == 1
+    assert "high &amp; dry" in bundle["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    handle, picture, words = slider._live().children
+    assert picture.value == slider.frames[1].png
+    handle.value = 0
+    assert picture.value == slider.frames[0].png
+    assert words.value == f"{TEXT} Position 0."
+
+
+def test_a_slider_needs_two_values_and_a_start_among_them():
+    with pytest.raises(ValueError, match="values must be at least two, got 1"):
+        view.slider("start", ["low"], line)
+    with pytest.raises(ValueError, match="start must be between 0 and 1, got 2"):
+        view.slider("start", ["low", "high"], line, start=2)
