@@ -704,13 +704,13 @@ globalThis.kbeLab = (() => {
     return { value: used, complaint: `${label} must lie between ${min} and ${max}; ${used} is used.` };
   }
 
-  /* The settings of an address, "N=1&lr=0.1&epoch=30" with or without "#", and what was wrong with it in words.
+  /* The settings of an address, "N=1,lr=0.1,epoch=30" with or without "#", and what was wrong with it in words.
      Nothing is taken over that is not one of SETTINGS and within its limits. */
   function parseAddress(hash) {
     const settings = defaults(), complaints = [], seen = new Set();
     const text = hash.replace(/^#/, "");
     if (text.length > 400) return { settings, complaints: ["The address is too long; the usual settings are used."] };
-    for (const part of text.split("&").filter(Boolean)) {
+    for (const part of text.split(",").filter(Boolean)) {
       const at = part.indexOf("="), key = at < 0 ? part : part.slice(0, at);
       if (!Object.hasOwn(SETTINGS, key) || at < 0) complaints.push(`The address has no setting ${quote(part)}.`);
       else if (seen.has(key)) complaints.push(`The address sets ${SETTINGS[key].label} twice; the first is used.`);
@@ -733,7 +733,7 @@ globalThis.kbeLab = (() => {
     const parts = Object.entries(SETTINGS).filter(([key, { value, only }]) => {
       return settings[key] !== value && (!only || only === settings.remedy);
     });
-    return parts.map(([key]) => `${key}=${settings[key]}`).join("&");
+    return parts.map(([key]) => `${key}=${settings[key]}`).join(",");
   }
 
   // --------------------------------------------------------------------------------------------- ensembles and files

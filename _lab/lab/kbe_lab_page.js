@@ -51,7 +51,7 @@
         this.canvas.width = Math.round(width * ratio);
         this.canvas.height = Math.round(height * ratio);
       }
-      const pen = this.canvas.getContext("2d"), left = 46, right = 8, top = 20, bottom = 34;
+      const pen = this.canvas.getContext("2d"), left = 46, right = 14, top = 20, bottom = 34;
       const scale = ([low, high], log, from, to) => {
         const f = log ? Math.log10 : (value) => value, a = f(low), b = f(high);
         return (value) => from + ((to - from) * (Math.min(Math.max(f(value), a - (b - a)), b + (b - a)) - a)) / (b - a);
@@ -177,6 +177,7 @@
       this.root = root;
       this.build();
       this.fromAddress();
+      if (location.hash) this.root.scrollIntoView();
       addEventListener("hashchange", () => {
         this.fromAddress();
         this.root.scrollIntoView({ behavior: calm.matches ? "auto" : "smooth" });
@@ -187,8 +188,9 @@
 
     // ------------------------------------------------------------------------------------------------------- state
 
+    /* Settings from the address, or from data-start where that says nothing. */
     fromAddress() {
-      const { settings, complaints } = parseAddress(location.hash);
+      const { settings, complaints } = parseAddress(location.hash || this.root.dataset.start || "");
       this.settings = settings;
       this.complain(complaints);
       this.restart(settings.epoch);
@@ -227,7 +229,7 @@
         epoch: this.epoch,
         V: spread(variances.map(({ V }) => V)),
         Vstar: spread(variances.map(({ Vstar }) => Vstar)),
-        loss: spread(this.networks.map((network) => network.loss())),
+        loss: spread(this.networks.map((network) => network.loss()).map((loss) => (Number.isNaN(loss) ? Infinity : loss))),
         alpha: enough ? spread(sound.map((network) => predictionScale(network).alpha)) : [null, null, null],
         sound: sound.length / this.networks.length,
       });
@@ -453,7 +455,8 @@
     writeAddress() {
       const epoch = Math.max(this.epoch, this.target);
       const address = this.imported ? "" : writeAddress({ ...this.settings, epoch: Math.min(epoch, SETTINGS.epoch.max) });
-      if (address !== location.hash.slice(1)) history.replaceState(null, "", address ? `#${address}` : location.pathname + location.search);
+      const told = location.hash.slice(1) || this.root.dataset.start || "";
+      if (address !== told) history.replaceState(null, "", address ? `#${address}` : location.pathname + location.search);
     }
 
     exportFile() {
