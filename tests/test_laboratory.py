@@ -268,7 +268,7 @@ def test_place_on_the_ricker_diagram(science):
     mine = science.evaluate(LOOK, [to_laboratory(params, data, lr=lr), epochs])
     mu, sigma = run.mu[:, -1, 0], run.sigma[:, -1, 0]
     e = mu - data.y[:, 0]
-    sound = run.failed_at > epochs
+    sound = (run.failed_at > epochs) & (e != 0)
     assert sound.sum() >= 8
     D = torch.stack([mu * (1 - mu) / e, 1 - sigma], dim=-1)  # derivatives of ln|e| and ln sigma by the logits
     K = D[:, :, None] * kbe.empirical_ntk(run.params, data.x, readout=None)[:, 0, 0] * D[:, None, :]
@@ -285,7 +285,8 @@ def test_largest_eigenvalue(science):
         A = torch.randn(n, n, generator=generator, dtype=torch.float64)
         A = A + A.mT - 3 * torch.eye(n)  # the eigenvalue of the largest size is negative
         found = science.evaluate(
-            "([A, n]) => kbeLab.largestEigenvalue(n, (v) => A.map((row) => row.reduce((sum, a, k) => sum + a * v[k], 0)))",
+            """([A, n]) => kbeLab.largestEigenvalue(n, (v) =>
+                A.map((row) => row.reduce((sum, a, k) => sum + a * v[k], 0)))""",
             [A.tolist(), n],
         )
         assert found == pytest.approx(float(torch.linalg.eigvalsh(A)[-1]), rel=1e-6)
@@ -362,8 +363,9 @@ def test_draws_have_the_right_distribution(science):
 def test_what_is_compared_is_paired(science):
     same = science.evaluate(
         """() => {
-            const theta = (more) => kbeLab.makeEnsemble({ ...kbeLab.defaults(), ...more }).map((n) => Array.from(n.theta));
-            const bits = (more) => kbeLab.makeEnsemble({ ...kbeLab.defaults(), ...more }).map((n) => n.data.x.join(""));
+            const draw = (more) => kbeLab.makeEnsemble({ ...kbeLab.defaults(), ...more });
+            const theta = (more) => draw(more).map((network) => Array.from(network.theta));
+            const bits = (more) => draw(more).map((network) => network.data.x.join(""));
             return {
                 weights: [theta({}), theta({ N: 30, mu: "raw", loss: "laplace", M: 64 }).slice(0, 48)],
                 data: [bits({}), bits({ N: 30 }).map((x) => x.slice(0, 160))],
@@ -383,7 +385,9 @@ def test_a_saved_state_trains_on_as_if_nothing_had_happened(science):
     first, second, straight = science.evaluate(
         """() => {
             const settings = { ...kbeLab.defaults(), N: 5, M: 6, mu: "raw", sigma: "exp" };
-            const train = (networks, epochs) => { for (const n of networks) for (let k = 0; k < epochs; k++) n.step(); };
+            const train = (networks, epochs) => {
+                for (const network of networks) for (let k = 0; k < epochs; k++) network.step();
+            };
             const all = kbeLab.makeEnsemble(settings);
             train(all, 30);
             const saved = JSON.parse(JSON.stringify(kbeLab.exportState(all, settings)));
@@ -391,7 +395,8 @@ def test_a_saved_state_trains_on_as_if_nothing_had_happened(science):
             const again = kbeLab.exportState(loaded.networks, loaded.settings);
             train(all, 30);
             train(loaded.networks, 30);
-            return [[saved, again], kbeLab.exportState(loaded.networks, loaded.settings), kbeLab.exportState(all, settings)];
+            const later = kbeLab.exportState(loaded.networks, loaded.settings);
+            return [[saved, again], later, kbeLab.exportState(all, settings)];
         }"""
     )
     assert first[0] == first[1]
@@ -427,7 +432,9 @@ BROKEN = {
 def test_a_broken_file_is_refused_with_a_reason(science, what):
     params, data = draw(2, 3)
     message = science.evaluate(
-        "(state) => { try { kbeLab.importState(state); return null; } catch (error) { return [error.constructor.name, error.message]; } }",
+        """(state) => {
+            try { kbeLab.importState(state); } catch (error) { return [error.constructor.name, error.message]; }
+        }""",
         BROKEN[what](to_laboratory(params, data)),
     )
     assert message is not None, "it was taken"
@@ -437,9 +444,10 @@ def test_a_broken_file_is_refused_with_a_reason(science, what):
 
 PARSE = "(hash) => kbeLab.parseAddress(hash)"
 HOSTILE = [
-    "N=<script>alert(1)</script>", "N=20<img src=x onerror=alert(1)>", "javascript:alert(1)", "__proto__=1", "constructor=1",
-    "toString=1", "N=NaN", "N=Infinity", "N=-5", "N=1e9", "N=1e999", "N=0x10", "N=0", "N=999999999999999999999", "N=2.5", "N= 7",
-    "N=", "N", "=", "=1", "lr=0", "lr=-1", "lr=1e-999", "lr=NaN", "lr=1e99", "lr=1,lr=2", "M=1000000", "epoch=99999999", "epoch=1e9",
+    "N=<script>alert(1)</script>", "N=20<img src=x onerror=alert(1)>", "javascript:alert(1)", "__proto__=1",
+    "constructor=1", "toString=1", "N=NaN", "N=Infinity", "N=-5", "N=1e9", "N=1e999", "N=0x10", "N=0", "N=2.5",
+    "N=999999999999999999999", "N= 7", "N=", "N", "=", "=1", "lr=0", "lr=-1", "lr=1e-999", "lr=NaN", "lr=1e99",
+    "lr=1,lr=2", "M=1000000", "epoch=99999999", "epoch=1e9",
     "seed=-1", "loss=__proto__", "loss=constructor", "loss=", "mu=hasOwnProperty", "remedy=toString", "mu=%73igmoid",
     "N=%3Cscript%3E", "a" * 5000, "N=1&lr=0.1", "net=60,M=2", "speed=0", "N=１", "floor=1e-9", "N=20;drop", "N=20‮",
 ]  # fmt: skip
@@ -593,10 +601,8 @@ def test_a_failure_is_counted_and_its_epoch_kept(open_lab):
     lab = open_lab("#N=1,M=8,epoch=40")
     failed = lab.get("lab.networks.filter((n) => n.failedAt <= 40).length")
     assert failed > 0
-    assert (
-        f"{failed} of 8 networks have failed, the first at epoch {lab.get('Math.min(...lab.networks.map((n) => n.failedAt))')}"
-        in lab.words()
-    )
+    first = lab.get("Math.min(...lab.networks.map((n) => n.failedAt))")
+    assert f"{failed} of 8 networks have failed, the first at epoch {first}" in lab.words()
     lab.page.locator("details").first.locator("summary").click()
     assert lab.page.locator("details").first.inner_text().count("epoch") == failed
 
@@ -700,7 +706,8 @@ def test_less_motion_where_it_is_asked_for(open_lab):
     lab = open_lab("#M=1,speed=5", reduced_motion="reduce")
     drawn, seconds = lab.page.evaluate(
         """async () => {
-            const lab = document.querySelector(".kbe-lab").laboratory, draw = lab.draw.bind(lab), start = performance.now();
+            const lab = document.querySelector(".kbe-lab").laboratory, draw = lab.draw.bind(lab);
+            const start = performance.now();
             let count = 0;
             lab.draw = () => { count += 1; draw(); };
             lab.run();

@@ -519,7 +519,9 @@ globalThis.kbeLab = (() => {
         ss += dSigma * dSigma;
       }
       // and of ln|e| and ln sigma
-      const a = objective.readMu.slope(z[2 * s]) / error, b = objective.readSigma.logSlope(z[2 * s + 1]);
+      // (an error that has rounded to 0 under a sigmoid: d ln|e| / dz tends to +-1)
+      const a = error === 0 ? 1 - 2 * label : objective.readMu.slope(z[2 * s]) / error;
+      const b = objective.readSigma.logSlope(z[2 * s + 1]);
       const grow = b * b * ss - a * b * ms;
       r.push(2 * eta * share * pointWeight(objective, z[2 * s + 1]) * grow);
       x.push((q * (a * a * mm + b * b * ss - 2 * a * b * ms)) / grow);

@@ -600,7 +600,7 @@
           pen.fillText("The map belongs to the Gaussian likelihood.", (left + right) / 2, top + 20);
           return;
         }
-        const inside = (r, x) => Number.isFinite(r) && x > 0 && r > 0;
+        const inside = (r, x) => Number.isFinite(r) && x >= 0 && r > 0;
         const sound = this.trail.filter(({ failed }) => !failed);
         if (settings.N === 1) {
           pen.globalAlpha = 0.7;
