@@ -120,9 +120,28 @@ POINTS = (
     }
 )
 SHAPES = {"one more", "no axis", "many axes"}
+UNREAL = {
+    "None",
+    "text",
+    "list",
+    "NumPy array",
+    "integers",
+    "truth values",
+    "complex",
+    "half precision",
+    "on no device",
+}
 BITWISE = {"None", "text", "list", "NumPy array", "on no device", "NaN", "inf", "-inf", "empty", "one more", "no axis"}
 # one more column keeps a kernel, a distance or bits consistent with themselves, not with the other arguments
-READOUT = {**ROLES["choice"], "one of two": ("raw",), "three": ("raw",) * 3, "half known": ("raw", "tanh"), "list": [1]}
+READOUT = {
+    **ROLES["choice"],
+    "floor": ("raw", kbe.Floored("exp", -1.0)),
+    "no floor": ("raw", kbe.Floored("exp", None)),
+    "one of two": ("raw",),
+    "three": ("raw",) * 3,
+    "half known": ("raw", "tanh"),
+    "list": [1],
+}
 
 
 def data_with(**changes) -> kbe.Dataset:
@@ -141,6 +160,23 @@ DATASETS = {
     "one network's": data_with(x=DATA.x[:1], y=DATA.y[:1]),
     "no networks": data_with(x=DATA.x[0], y=DATA.y[0]),
     "bits": data_with(x=DATA.x[..., :7]),
+}
+FIELDS = {
+    "clip": {"None": None, "text": "1", "0": 0.0, "negative": -1.0, "NaN": math.nan},
+    "sigma_lr": "not negative",
+    "sigma_decay": "not negative",
+    "sigma_to_trunk": "truth value",
+    "adam": "truth value",
+    "held_out": {**ROLES["share"], "all": 0.99},
+    "label_noise": without(ROLES["share"], "0"),
+    "dropout": without(ROLES["share"], "0"),
+    "seed": {**ROLES["count or 0"], "too large": 2**63},
+}
+REMEDIES = {"None": None, "name": "clip", "dictionary": {"clip": 1.0}} | {
+    f"{field} {label}": kbe.Remedy(**{field: value})
+    for field, wrong in FIELDS.items()
+    for label, value in (ROLES[wrong] if isinstance(wrong, str) else wrong).items()
+    if (field, label) != ("held_out", "0")
 }
 KERNELS = wrong_tensors(KERNEL) | {
     "single precision": KERNEL.float(),
@@ -182,17 +218,21 @@ CALLS = {
         dict(params=PARAMS, x=DATA.x, readout="sigmoid"),
         {"params": PARAMETERS, "x": POINTS, "readout": READOUT},
     ),
+    kbe.degrees_of_freedom: (dict(z=HALF), {"z": {k: v for k, v in wrong_tensors(HALF).items() if k in UNREAL}}),
     kbe.train: (
         dict(params=PARAMS, data=DATA, epochs=1, lr=0.1, loss="gaussian", readout="sigmoid", reduction="mean",
-             record=[0, 1], chunk=1, engine="torch", workers=1),
+             remedy=kbe.PLAIN, jump=0.25, record=[0, 1], chunk=1, engine="torch", workers=1),
         {
             "params": PARAMETERS,
             "data": DATASETS,
             "epochs": "count or 0",
-            "lr": {k: v for k, v in ROLES["positive"].items() if k != "0"},
+            "lr": {**ROLES["positive"], "tensor": torch.ones(3), "negative tensor": torch.tensor([0.1, -0.1]),
+                   "NaN in a tensor": torch.tensor([0.1, math.nan])},
             "loss": ROLES["choice"],
             "readout": READOUT,
             "reduction": "choice",
+            "remedy": REMEDIES,
+            "jump": {"None": None, "text": "0.25", "0": 0.0, "negative": -1.0, "NaN": math.nan, "list": [0.25]},
             "record": {"number": 3, "text": "01", "beyond": [2], "negative": [-1], "half": [0.5], "NaN": [math.nan]},
             "chunk": "count",
             "engine": "choice",
@@ -398,15 +438,17 @@ ELSEWHERE = {
     kbe_sweep.store_cell: "test_sweep",
 }
 # losses take whatever broadcasts, NaN and infinity included: train looks at what comes out
-LOSSES = [kbe.gaussian_nll, kbe.printed_loss, kbe.squared_error]
+LOSSES = list(kbe.LOSSES.values())
 # an error may speak of the argument by a part of it, or of a pair
 ALSO_NAMED = {
     "data": ("x must have",),
+    "remedy": tuple(FIELDS),
     "x1": ("x must have",),
     "x2": ("x must have",),
     "value": ("interval",),
     "low": ("interval",),
     "high": ("interval",),
+    "readout": ("floor",),
     "alpha": ("beta",),  # what line_average calls line_product with
     "b": ("v must",),
     "y": ("v must", "labels", "N ="),
@@ -465,7 +507,7 @@ def test_every_function_and_argument_is_tried():
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if not name.startswith("_") and function.__module__ == module.__name__
     }
-    assert public == {*CALLS, *ELSEWHERE, *(loss for loss in LOSSES if loss.__module__ == "kbe_lib")}
+    assert public == {*CALLS, *ELSEWHERE}
     for function, (good, wrong) in CALLS.items():
         names = set(inspect.signature(function).parameters)
         assert names == set(good) == set(wrong), function.__name__
