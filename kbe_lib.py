@@ -333,7 +333,11 @@ def train(
         objection = kbe_fast.objection(params, data, loss, readout)
         _require(engine == "auto" or objection is None, f"engine 'fast' {objection}; engine 'torch' has no such limit")
         if objection is None:
-            return kbe_fast.train(params, data, epochs, step, loss, readout, checkpoints, workers)
+
+            def stage(params: Params, data: Dataset, epochs: int, checkpoints: list[int]) -> Run:
+                return kbe_fast.train(params, data, epochs, step, loss, readout, checkpoints, workers)
+
+            return kbe_fast.in_stages(stage, params, data, epochs, checkpoints)
     parts = [slice(start, start + chunk) for start in range(0, n_networks, chunk)]
     runs = [
         _train_chunk({k: v[part] for k, v in params.items()}, data.x[part], data.y[part], epochs, step, loss_of,
