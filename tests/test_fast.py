@@ -206,11 +206,12 @@ def test_leaving_networks_at_rest_behind_changes_no_digit(n_points, heads):
     params, data = problem(40, n_points, heads=heads, dtype=torch.float32)
     loss, checkpoints, trained = ("squared" if len(heads) == 1 else "gaussian"), [0, 1, 64, 65, 300, 900], []
 
-    def stage(params, data, epochs, checkpoints):
-        trained.append(len(data.y))
-        return kbe_fast.train(params, data, epochs, 0.1, loss, "sigmoid", checkpoints, 1)
+    def stage(networks, params, data, epochs, checkpoints):
+        trained.append(len(networks))
+        how = torch.full((len(networks),), 0.1), 1, loss, "sigmoid", kbe.PLAIN, kbe.JUMP, checkpoints, 1
+        return kbe_fast.train(params, data, epochs, *how)
 
-    at_once = stage(params, data, 1000, checkpoints)
+    at_once = stage(torch.arange(40), params, data, 1000, checkpoints)
     run = kbe_fast.in_stages(stage, params, data, 1000, checkpoints)
     if len(heads) == 2:
         assert trained[-1] < 20  # more than half of the networks are at rest, so there is something to compare
