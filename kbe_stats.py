@@ -17,10 +17,12 @@ import torch
 from scipy.stats import CensoredData, binomtest, ecdf
 from torch import Tensor
 
+from kbe_check import instances, integers, numbers, positive, require, tensors
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+
+def _check_confidence(confidence: float) -> None:
+    numbers(confidence=confidence)
+    require(0 < confidence < 1, f"confidence must lie between 0 and 1, got {confidence}")
 
 
 def fraction(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -28,10 +30,11 @@ def fraction(successes: int, trials: int, confidence: float = 0.95) -> tuple[flo
 
     Raises:
         ValueError: if trials is below 1, successes not between 0 and trials, or confidence not inside (0, 1).
+        TypeError: if a count is not an integer.
     """
-    _require(trials >= 1, f"trials must be at least 1, got {trials}")
-    _require(0 <= successes <= trials, f"successes must lie between 0 and trials = {trials}, got {successes}")
-    _require(0 < confidence < 1, f"confidence must lie between 0 and 1, got {confidence}")
+    integers(trials=trials)
+    integers(0, trials, successes=successes)
+    _check_confidence(confidence)
     interval = binomtest(int(successes), int(trials)).proportion_ci(confidence, method="wilson")
     return successes / trials, interval.low, interval.high
 
@@ -66,10 +69,19 @@ def estimate(
         ValueError: if there is no sample, one has fewer than two networks, paired samples differ in their number, or
             the statistic is not a number in some draw.
     """
-    _require(len(samples) > 0, "samples must not be empty")
+    if not callable(statistic):
+        raise TypeError(f"statistic must be a function, got {statistic!r}")
+    integers(resamples=resamples)
+    integers(0, seed=seed)
+    instances(bool, paired=paired, vectorized=vectorized)
+    _check_confidence(confidence)
+    require(len(samples) > 0, "samples must not be empty")
+    for sample in samples:
+        tensors(finite=False, floating=False, samples=sample)
+        require(sample.ndim >= 1, "samples must have an axis of networks, got a single number")
     sizes = [len(sample) for sample in samples]
-    _require(min(sizes) >= 2, f"samples must have at least 2 networks each, got {sizes}")
-    _require(not paired or len(set(sizes)) == 1, f"paired samples must have the same networks, got {sizes} of them")
+    require(min(sizes) >= 2, f"samples must have at least 2 networks each, got {sizes}")
+    require(not paired or len(set(sizes)) == 1, f"paired samples must have the same networks, got {sizes} of them")
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randint(size, (resamples, size), generator=generator) for size in sizes[: 1 if paired else None]]
     drawn = drawn * len(samples) if paired else drawn
@@ -85,7 +97,7 @@ def estimate(
         draws = torch.stack([once(*(v[i] for v, i in zip(samples, draw, strict=True))) for draw in one_by_one])
         found = once(*samples)
     undefined = int(draws.isnan().flatten(1).any(1).sum()) if draws.ndim > 1 else int(draws.isnan().sum())
-    _require(undefined == 0, f"statistic must be a number in every draw, it is NaN in {undefined} of {resamples}")
+    require(undefined == 0, f"statistic must be a number in every draw, it is NaN in {undefined} of {resamples}")
     tail = (1 - confidence) / 2
     low, high = draws.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0, interpolation="nearest")
     return (found, low, high) if found.ndim else (float(found), float(low), float(high))
@@ -107,15 +119,17 @@ def exponent(
     Raises:
         ValueError: as `estimate`, if x does not have one positive number per sample, or a median is infinite.
     """
-    _require(len(x) == len(samples) >= 2, f"x must have one number per sample, got {len(x)} and {len(samples)}")
-    _require(min(x) > 0, f"x must be positive, got {min(x)}")
+    instances(Sequence, x=x)
+    require(len(x) == len(samples) >= 2, f"x must have one number per sample, got {len(x)} for {len(samples)} samples")
+    for value in x:
+        positive(x=value)
     log_x = torch.tensor([float(value) for value in x], dtype=torch.float64).log()
     weight = (log_x - log_x.mean()) / (log_x - log_x.mean()).square().sum()
 
     def slope(*values: Tensor) -> Tensor:
         medians = torch.stack([v.median(1).values.double() for v in values], dim=-1)  # (R, K)
         bad = int((~(medians.log().isfinite())).any(-1).sum())
-        _require(bad == 0, f"medians must be positive and finite, they are not in {bad} draws; leave sizes out")
+        require(bad == 0, f"medians must be positive and finite, they are not in {bad} draws; leave sizes out")
         return medians.log() @ weight
 
     return estimate(slope, *samples, paired=paired, vectorized=True, confidence=confidence, seed=seed)
@@ -130,21 +144,25 @@ class Survival(NamedTuple):
     high: np.ndarray  # (T,)
 
 
-def survival(failed_at: Tensor | np.ndarray, end: float, confidence: float = 0.95) -> Survival:
+def survival(failed_at: Tensor, end: float, confidence: float = 0.95) -> Survival:
     """Kaplan and Meier's estimate of the share of networks that have not failed, with its log-log band.
 
     Args:
         failed_at: (M,), the epoch of failure, infinite for networks that had not failed at `end` (censored there).
 
     Raises:
-        ValueError: if failed_at is empty or has a finite value above end.
+        ValueError: if failed_at is empty or not (M,), or has an epoch that is NaN, not positive or after the end.
     """
-    failed_at = np.asarray(failed_at, dtype=float)
-    last = failed_at[np.isfinite(failed_at)].max(initial=0)
-    _require(failed_at.size > 0, "failed_at must not be empty")
-    _require(last <= end, f"failed_at must not exceed end = {end}, got {last}")
-    censored = np.isinf(failed_at)
-    estimated = ecdf(CensoredData(failed_at[~censored], right=np.full(censored.sum(), float(end)))).sf
+    tensors(finite=False, failed_at=failed_at)
+    positive(end=end)
+    _check_confidence(confidence)
+    require(failed_at.ndim == 1, f"failed_at must have shape (M,), got {tuple(failed_at.shape)}")
+    censored = failed_at.isposinf()
+    known = failed_at[~censored]
+    require(bool((known > 0).all()), "failed_at must hold positive epochs, got NaN or one that is not positive")
+    last = float(known.max()) if len(known) else 0.0
+    require(last <= end, f"failed_at must not exceed end = {end}, got {last:g}")
+    estimated = ecdf(CensoredData(known.numpy(), right=np.full(int(censored.sum()), float(end)))).sf
     with warnings.catch_warnings():  # there is no band where the share is 0 or 1, and SciPy says so
         warnings.simplefilter("ignore", RuntimeWarning)
         band = estimated.confidence_interval(confidence, method="log-log")

@@ -92,28 +92,28 @@ def test_failures_that_did_not_come_are_kept():
 
 
 def test_survival_counts_the_censored_as_at_risk():
-    found = stats.survival([10, 20, np.inf, np.inf], end=50)
+    found = stats.survival(torch.tensor([10.0, 20, torch.inf, torch.inf]), end=50)
     assert found.epochs.tolist() == [10, 20, 50]
     assert found.share == pytest.approx([0.75, 0.5, 0.5])
     assert (found.low[:2] < found.share[:2]).all()
     assert (found.share[:2] < found.high[:2]).all()
-    assert stats.survival([np.inf, np.inf], end=50).share.tolist() == [1.0]
+    assert stats.survival(torch.tensor([torch.inf, torch.inf]), end=50).share.tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: stats.fraction(3, 0), "trials must be at least 1, got 0"),
-        (lambda: stats.fraction(3, 2), "successes must lie between 0 and trials = 2, got 3"),
+        (lambda: stats.fraction(3, 2), "successes must be between 0 and 2, got 3"),
         (lambda: stats.estimate(torch.median), "samples must not be empty"),
         (lambda: stats.estimate(torch.median, torch.ones(1)), r"at least 2 networks each, got \[1\]"),
         (lambda: stats.estimate(max, torch.ones(2), torch.ones(3), paired=True), "paired samples must have the same"),
         (lambda: stats.estimate(lambda v: math.nan, torch.ones(3)), "it is NaN in 999 of 999"),
-        (lambda: stats.exponent((1, 2), torch.ones(3)), "x must have one number per sample, got 2 and 1"),
+        (lambda: stats.exponent((1, 2), torch.ones(3)), "x must have one number per sample, got 2 for 1 samples"),
         (lambda: stats.exponent((0, 2), torch.ones(3), torch.ones(3)), "x must be positive, got 0"),
         (lambda: stats.exponent((1, 2), torch.ones(3), torch.full((3,), torch.inf)), "medians must be positive and"),
-        (lambda: stats.survival([], 5), "failed_at must not be empty"),
-        (lambda: stats.survival([9.0], 5), "failed_at must not exceed end = 5, got 9"),
+        (lambda: stats.survival(torch.ones(0), 5), "failed_at must not be empty"),
+        (lambda: stats.survival(torch.tensor([9.0]), 5), "failed_at must not exceed end = 5, got 9"),
     ],
 )
 def test_what_cannot_be_said(call, message):
