@@ -1,9 +1,10 @@
 """The science behind *The kernel-balanced equation, executable*, in the paper's order.
 
 Everything acts on ensembles: M networks at once, each with a data set of its own of N points with b bits; one
-network is M = 1.  H counts the heads of a network (1: mean only, 2: mean and standard deviation), T the recorded
-epochs, P the parameters.  Parameters are the dictionary of stacked tensors that `torch.func.stack_module_state`
-makes of M ordinary modules.  Functions are pure: what is random takes a generator, nothing is kept between calls.
+network is M = 1.  H counts the heads of a network (1: mean only, 2: mean and standard deviation, 3: degrees of freedom
+of a Student-t as well), T the recorded epochs, P the parameters.  Parameters are the dictionary of stacked tensors that
+`torch.func.stack_module_state` makes of M ordinary modules.  Functions are pure: what is random takes a generator,
+nothing is kept between calls.
 
 Time: a gradient descent of step size eta (the learning rate) for n epochs stands for a flow of duration t = eta * n,
 under the loss as written: the mean over the points unless `reduction="sum"` is asked for.
@@ -24,18 +25,40 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 from torch import Generator, Tensor
 
+from kbe_check import floats, instances, integers, leading, numbers, positive, tensors
+from kbe_check import require as _require
+
+# losses (eqs 8 and 14, and their relatives) are part of this module, their text is in a file of its own
+from kbe_losses import (  # noqa: F401
+    LOSSES,
+    beta_nll,
+    clamped_nll,
+    faithful_nll,
+    gamma_prior_nll,
+    gaussian_nll,
+    laplace_nll,
+    printed_loss,
+    squared_error,
+    student_t_nll,
+)
+from kbe_remedies import PLAIN, Remedy, uniform
+
 Params = dict[str, Tensor]
-Readout = str | tuple[str, str]
+
+
+class Floored(NamedTuple):
+    """A readout of sigma with a floor under it: sigma^2 = R(z)^2 + floor^2, smooth, and even in R(z)."""
+
+    readout: str
+    floor: float
+
+
+Readout = str | tuple[str, str | Floored]
 
 # A network has failed once one epoch moves one of its outputs by more than this, a quarter of the labels' range.  A
 # test for infinity would depend on the float format; a threshold does not, and its value hardly matters, because a
 # jump grows from nothing to everything within a few epochs (the density chapter varies it from 0.05 to 0.5).
 JUMP = 0.25
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 # --------------------------------------------------------------------------------------------------- data (II)
@@ -54,7 +77,8 @@ def all_inputs(n_bits: int = 8, *, dtype: torch.dtype = torch.float64) -> Tensor
     Raises:
         ValueError: if n_bits is not between 1 and 20.
     """
-    _require(1 <= n_bits <= 20, f"n_bits must be between 1 and 20, got {n_bits}")
+    floats(dtype=dtype)
+    integers(1, 20, n_bits=n_bits)
     shifts = torch.arange(n_bits - 1, -1, -1)
     return (torch.arange(2**n_bits)[:, None] >> shifts & 1).to(dtype)
 
@@ -79,8 +103,9 @@ def random_bit_encoding(
     Raises:
         ValueError: if a count is below 1, or n_points exceeds 2^n_bits without replacement.
     """
-    _require(n_networks >= 1, f"n_networks must be at least 1, got {n_networks}")
-    _require(n_points >= 1, f"n_points must be at least 1, got {n_points}")
+    integers(n_networks=n_networks, n_points=n_points)
+    instances(bool, replacement=replacement)
+    instances(Generator, generator=generator)
     inputs = all_inputs(n_bits, dtype=dtype)
     if replacement:
         drawn = torch.randint(len(inputs), (n_networks, n_points), generator=generator)
@@ -117,13 +142,15 @@ def init_networks(
         Parameters "conv1.weight" (M, C, 1, 3), "conv1.bias" (M, C), ..., "mu.weight" (M, 1, C b), "mu.bias" (M, 1), ...
 
     Raises:
-        ValueError: if a count is below 1 or the heads are neither ("mu",) nor ("mu", "sigma").
+        ValueError: if a count is below 1 or the heads are not the first one, two or three of mu, sigma, nu.
     """
-    sizes = dict(n_networks=n_networks, n_bits=n_bits, n_layers=n_layers, n_channels=n_channels)
-    for name, size in sizes.items():
-        _require(size >= 1, f"{name} must be at least 1, got {size}")
+    integers(n_networks=n_networks, n_bits=n_bits, n_layers=n_layers, n_channels=n_channels)
+    instances(Generator, generator=generator)
+    instances(Sequence, heads=heads)
+    floats(dtype=dtype)
     _require(
-        tuple(heads) in (("mu",), ("mu", "sigma")), f"heads must be ('mu',) or ('mu', 'sigma'), got {tuple(heads)}"
+        tuple(heads) in (("mu",), ("mu", "sigma"), ("mu", "sigma", "nu")),
+        f"heads must be ('mu',), ('mu', 'sigma') or ('mu', 'sigma', 'nu'), got {tuple(heads)}",
     )
     shapes = {f"conv{layer}": (n_channels, 1 if layer == 1 else n_channels, 3) for layer in range(1, n_layers + 1)}
     shapes |= {head: (1, n_channels * n_bits) for head in heads}
@@ -159,8 +186,23 @@ def logits(params: Params, x: Tensor) -> Tensor:
     Raises:
         ValueError: if x does not have the number of bits or of networks that params are made for.
     """
+    _check_inputs(params, x=x)
     _, h, weight, bias = _propagate(params, x)
     return h @ weight.mT + bias.unsqueeze(-2)
+
+
+def _check_inputs(params: Params, **inputs: Tensor) -> None:
+    instances(dict, params=params)
+    weights = {"conv1.weight", "mu.weight"} | {name for name in params if str(name).endswith("weight")}
+    needed = weights | {f"{name.removesuffix('weight')}bias" for name in weights}
+    _require(needed <= params.keys(), f"params must hold {sorted(needed - params.keys())} as well")
+    tensors(finite=False, floating=False, **{f"params['{name}']": value for name, value in params.items()})
+    tensors(floating=False, **inputs)
+    first = params["conv1.weight"]
+    for name, x in inputs.items():
+        _require(x.dtype == first.dtype, f"{name} must be of the type of params, {first.dtype}, got {x.dtype}")
+        fits = x.ndim == 2 or (x.ndim == 3 and x.shape[0] in (1, len(first)))
+        _require(fits, f"{name} must have shape (N, b) or (M, N, b) with M = {len(first)}, got {tuple(x.shape)}")
 
 
 def _propagate(params: Params, x: Tensor) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor, Tensor, Tensor]:
@@ -201,16 +243,29 @@ READOUTS = tuple(_READOUTS)
 
 def _read(z: Tensor, readout: Readout) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Logits (..., H) to mu, sigma, log|sigma| (...), the last two None for an average network."""
+    instances(str | tuple | list, readout=readout)
     pair = (readout, readout) if isinstance(readout, str) else tuple(readout)
     _require(
-        len(pair) == 2 and all(name in _READOUTS for name in pair),
+        len(pair) == 2 and pair[0] in _READOUTS and getattr(pair[1], "readout", pair[1]) in _READOUTS,
         f"readout must be one of {READOUTS}, or a pair of them for mu and sigma, got {readout!r}",
     )
     mu = _READOUTS[pair[0]][0](z[..., 0])
     if z.shape[-1] == 1:
         return mu, None, None
-    sigma, log_sigma = _READOUTS[pair[1]]
-    return mu, sigma(z[..., 1]), log_sigma(z[..., 1])
+    name, floor = pair[1] if isinstance(pair[1], Floored) else (pair[1], 0.0)
+    numbers(floor=floor)
+    _require(floor >= 0, f"floor must be finite and not negative, got {floor}")
+    sigma, log_sigma = (read(z[..., 1]) for read in _READOUTS[name])
+    if floor > 0:
+        sigma = (sigma**2 + floor**2).sqrt()
+        log_sigma = sigma.log()
+    return mu, sigma, log_sigma
+
+
+def degrees_of_freedom(z: Tensor) -> Tensor:
+    """nu = 2 + softplus(z) of a third head: above 2, so that the variance exists."""
+    tensors(finite=False, z=z)
+    return 2 + F.softplus(z)
 
 
 def predict(params: Params, x: Tensor, readout: Readout = "sigmoid") -> tuple[Tensor, Tensor | None]:
@@ -218,7 +273,8 @@ def predict(params: Params, x: Tensor, readout: Readout = "sigmoid") -> tuple[Te
 
     Args:
         x: (M, N, b), or (N, b) to show the same inputs to all networks.
-        readout: the function after the last linear map: one name of READOUTS for both heads, or a pair (mu, sigma).
+        readout: the function after the last linear map: one name of READOUTS for both heads, or a pair (mu, sigma), in
+            which sigma can be `Floored`.
 
     Returns:
         mu and sigma, (M, N) each; sigma is None for an average network.
@@ -230,36 +286,6 @@ def predict(params: Params, x: Tensor, readout: Readout = "sigmoid") -> tuple[Te
     return mu, sigma
 
 
-# ------------------------------------------------------------------------------------------- losses (eqs 8, 14)
-
-
-def gaussian_nll(y: Tensor, mu: Tensor, sigma: Tensor, log_sigma: Tensor | None = None) -> Tensor:
-    """Minus the log density of a Gaussian per point, log|sigma| + (y - mu)^2 / 2 sigma^2 + log(2 pi) / 2 (eq. 8).
-
-    Even in sigma, so that a readout that allows sigma < 0 describes the same Gaussian as |sigma|.
-
-    Args:
-        y, mu, sigma: any shapes that broadcast.
-        log_sigma: log|sigma|, where the caller has it without the detour over sigma.
-    """
-    if log_sigma is None:
-        log_sigma = sigma.abs().log()
-    return log_sigma + 0.5 * ((y - mu) / sigma) ** 2 + 0.5 * math.log(2 * math.pi)
-
-
-def printed_loss(y: Tensor, mu: Tensor, sigma: Tensor, log_sigma: Tensor | None = None) -> Tensor:
-    """Eq. 14 to the letter, per point: sigma + (y - mu)^2 / 2 sigma^2, with sigma where eq. 8 gives log sigma."""
-    return sigma + 0.5 * ((y - mu) / sigma) ** 2
-
-
-def squared_error(y: Tensor, mu: Tensor, sigma: Tensor | None = None, log_sigma: Tensor | None = None) -> Tensor:
-    """(y - mu)^2 / 2 per point, the loss of the average network; its flow is eq. 13."""
-    return 0.5 * (y - mu) ** 2
-
-
-LOSSES = {"gaussian": gaussian_nll, "printed": printed_loss, "squared": squared_error}
-
-
 # ------------------------------------------------------------------------------------------- training (II, III)
 
 
@@ -269,11 +295,12 @@ class Run(NamedTuple):
     epochs: Tensor  # (T,)       recorded epochs; epoch n is the state after n steps, epoch 0 the initial one
     mu: Tensor  # (M, T, N)      outputs on the training points
     sigma: Tensor | None  # (M, T, N), None for average networks
-    failed_at: Tensor  # (M,)    first epoch that moved an output by more than JUMP or made one infinite; inf: never
+    failed_at: Tensor  # (M,)    first epoch that moved an output by more than `jump` or made one infinite; inf: never
     frozen_at: Tensor  # (M,)    epoch from which outputs or parameters were not finite any more; inf: never.  Such a
     #                            network keeps its last finite state
     params: Params  #            after the last epoch
     engine: str  #               "fast" or "torch", whichever trained
+    kick: Tensor | None = None  # (M,)  the furthest that one epoch moved an output; inf for a frozen network
 
 
 def train(
@@ -281,10 +308,12 @@ def train(
     data: Dataset,
     *,
     epochs: int,
-    lr: float = 0.1,
+    lr: float | Tensor = 0.1,
     loss: str | Callable[..., Tensor] = "gaussian",
     readout: Readout = "sigmoid",
     reduction: str = "mean",
+    remedy: Remedy = PLAIN,
+    jump: float = JUMP,
     record: Iterable[int] | None = None,
     chunk: int = 128,
     engine: str = "auto",
@@ -294,17 +323,23 @@ def train(
 
     A network that jumps (`JUMP`) has failed: the epoch is kept and training goes on, since sections III.B and III.C
     look at what comes after.  A network whose state stops being finite is frozen at its last finite state.
-    Training on from `Run.params` continues exactly.
+    Training on from `Run.params` continues exactly (Adam begins anew, and noise repeats unless its seed changes).
 
     Args:
-        lr: step size eta.  With reduction "mean", n epochs are a flow of duration eta * n under the mean loss.
-        loss: a name of LOSSES, or a function (y, mu, sigma, log_sigma) -> loss per point.
+        lr: step size eta, one for all networks or one for each, (M,); among those, 0 leaves a network as it is.  With
+            reduction "mean", n epochs are a flow of duration eta * n under the mean loss.
+        loss: a name of LOSSES, a function (y, mu, sigma, log_sigma) -> loss per point, or `functools.partial` of one
+            with a parameter.  Networks with a head "nu" hand it nu as a fifth argument.
         readout: as in `predict`.
-        reduction: "mean" over a network's points, or "sum", which is the mean with N times the step size.
+        reduction: "mean" over a network's points, or "sum", N times the mean.
+        remedy: what to do differently from plain gradient descent.
+        jump: how far an output must move in one epoch to count as failed.  The default suits outputs that a sigmoid
+            keeps between 0 and 1; a readout without bounds also moves far while it learns.
         record: epochs to keep outputs of, between 0 and epochs; None keeps the first and the last state.
         chunk: networks trained together by the torch engine; changes memory and speed, not results.
         engine: "torch", the reference, takes everything; "fast" (`kbe_fast`) takes float32 or float64 on a CPU, bits
-            and labels that are 0 or 1, and a loss of LOSSES by its name; "auto" is "fast" where that can, else "torch".
+            and labels that are 0 or 1, one or two heads, and a loss of LOSSES by its name or as a partial of its
+            function; "auto" is "fast" where that can, else "torch".
         workers: threads of the fast engine; the result does not depend on their number.
 
     Returns:
@@ -312,41 +347,58 @@ def train(
 
     Raises:
         ValueError: for shapes that do not match, data that are not finite, a step size or a count that is not
-            positive, an unknown name, a recorded epoch outside 0 ... epochs, or a case that the engine cannot take.
+            positive, an unknown name, a remedy or a recorded epoch out of its range, or a case that the engine cannot
+            take.
     """
     n_networks = _check_data(params, data)
     predict({k: v[:1] for k, v in params.items()}, data.x[:1, :1].to(params["conv1.weight"]), readout)
-    _require(lr > 0 and math.isfinite(lr), f"lr must be positive and finite, got {lr}")
-    _require(epochs >= 0, f"epochs must not be negative, got {epochs}")
-    _require(chunk >= 1, f"chunk must be at least 1, got {chunk}")
-    _require(workers >= 1, f"workers must be at least 1, got {workers}")
+    step = _check_step(lr, n_networks)
+    instances(Remedy, remedy=remedy)
+    remedy.check(data.y.shape[1], with_sigma="sigma.weight" in params)
+    instances(float | int, jump=jump)
+    _require(jump > 0, f"jump must be positive, got {jump}")
+    integers(0, epochs=epochs)
+    integers(chunk=chunk, workers=workers)
     _require(engine in ("auto", "fast", "torch"), f"engine must be 'auto', 'fast' or 'torch', got {engine!r}")
     _require(reduction in ("mean", "sum"), f"reduction must be 'mean' or 'sum', got {reduction!r}")
     loss_of = _find_loss(loss, with_sigma="sigma.weight" in params)
-    checkpoints = sorted({0, epochs} if record is None else set(record))
-    for epoch in checkpoints:
-        _require(0 <= epoch <= epochs, f"record must lie between 0 and epochs = {epochs}, got {epoch}")
-    step = lr * (data.y.shape[1] if reduction == "sum" else 1)
+    instances(Iterable | None, record=record)
+    for epoch in () if record is None else (record := set(record)):
+        integers(0, epochs, record=epoch)
+    checkpoints = sorted({0, epochs} if record is None else record)
+    weight = data.y.shape[1] if reduction == "sum" else 1
     if engine != "torch":
         import kbe_fast  # here, because Numba is slow to import
 
         objection = kbe_fast.objection(params, data, loss, readout)
         _require(engine == "auto" or objection is None, f"engine 'fast' {objection}; engine 'torch' has no such limit")
         if objection is None:
-            return kbe_fast.train(params, data, epochs, step, loss, readout, checkpoints, workers)
-    parts = [slice(start, start + chunk) for start in range(0, n_networks, chunk)]
-    runs = [
-        _train_chunk({k: v[part] for k, v in params.items()}, data.x[part], data.y[part], epochs, step, loss_of,
-                     readout, checkpoints)
-        for part in parts
-    ]  # fmt: skip
+
+            def stage(networks: Tensor, params: Params, data: Dataset, epochs: int, checkpoints: list[int]) -> Run:
+                how = step[networks], weight, loss, readout, remedy, jump, checkpoints, workers
+                return kbe_fast.train(params, data, epochs, *how)
+
+            if remedy.adam or remedy.dropout or remedy.label_noise:  # a step depends on more than the state
+                return stage(torch.arange(n_networks), params, data, epochs, checkpoints)
+            return kbe_fast.in_stages(stage, params, data, epochs, checkpoints)
+    runs = []
+    for start in range(0, n_networks, chunk):
+        part = slice(start, start + chunk)
+        networks = torch.arange(n_networks)[part]
+        runs.append(
+            _train_chunk({k: v[part] for k, v in params.items()}, data.x[part], data.y[part], epochs, step[part],
+                         loss_of, readout, checkpoints, weight, remedy, jump, networks)
+        )  # fmt: skip
     joined = {k: torch.cat([run.params[k] for run in runs]) for k in params}
     fields = (None if runs[0][i] is None else torch.cat([run[i] for run in runs]) for i in range(1, 5))
-    return Run(runs[0].epochs, *fields, joined, "torch")
+    return Run(runs[0].epochs, *fields, joined, "torch", torch.cat([run.kick for run in runs]))
 
 
 def _check_data(params: Params, data: Dataset) -> int:
-    n_networks = params["conv1.weight"].shape[0]
+    _check_inputs(params)
+    instances(Dataset, data=data)
+    tensors(floating=False, **{"data.x": data.x, "data.y": data.y})
+    n_networks = len(params["conv1.weight"])
     _require(
         data.x.ndim == 3 and data.x.shape[0] == n_networks and data.x.shape[1] >= 1,
         f"data.x must have shape (M, N, b) with M = {n_networks} networks and N >= 1, got {tuple(data.x.shape)}",
@@ -355,10 +407,17 @@ def _check_data(params: Params, data: Dataset) -> int:
         data.y.shape == data.x.shape[:2],
         f"data.y must have the shape (M, N) = {tuple(data.x.shape[:2])} of data.x, got {tuple(data.y.shape)}",
     )
-    for name, values in (("data.x", data.x), ("data.y", data.y)):
-        bad = int((~values.isfinite()).sum())
-        _require(bad == 0, f"{name} must be finite, got {bad} NaN or inf")
     return n_networks
+
+
+def _check_step(lr: float | Tensor, n_networks: int) -> Tensor:
+    if not isinstance(lr, Tensor):
+        positive(lr=lr)
+        return torch.full((n_networks,), lr, dtype=torch.float64)
+    _require(lr.shape == (n_networks,), f"lr must be a number or have shape ({n_networks},), got {tuple(lr.shape)}")
+    tensors(lr=lr)
+    _require(bool((lr >= 0).all()), f"lr must not be negative, its smallest value is {float(lr.min()):g}")
+    return lr.double()
 
 
 def _find_loss(loss: str | Callable[..., Tensor], with_sigma: bool) -> Callable[..., Tensor]:
@@ -375,38 +434,80 @@ def _unflatten(theta: Tensor, like: Params) -> Params:
     return {k: piece.view_as(v) for (k, v), piece in zip(like.items(), pieces, strict=True)}
 
 
-def _train_chunk(params, x, y, epochs, step, loss_of, readout, checkpoints) -> Run:
+def _objective(params, x, y, loss_of, readout, weight, remedy, networks, epoch) -> tuple[Tensor, Tensor]:
+    """The loss summed over the networks, and their outputs (M, N H') on the points, H' = 1 or 2."""
+    _, h, matrix, bias = _propagate(params, x)
+    n_points = y.shape[1]
+
+    def read(h: Tensor) -> list[Tensor | None]:
+        z = h @ matrix.mT + bias.unsqueeze(-2)
+        if not remedy.sigma_to_trunk:
+            z = torch.cat([z[..., :1], h.detach() @ matrix[..., 1:, :].mT + bias[..., None, 1:]], dim=-1)
+        return [*_read(z, readout), degrees_of_freedom(z[..., 2]) if z.shape[-1] == 3 else None]
+
+    outputs = read(h)
+    mu, sigma, log_sigma, nu = outputs
+    shown = (mu if sigma is None else torch.cat([mu, sigma], dim=1)).detach()
+    if remedy.label_noise > 0 or remedy.dropout > 0:
+        # of the places of a network the first N are its labels and the others the outputs of the trunk
+        random = uniform(remedy.seed, networks, epoch, n_points * (1 + h.shape[-1])).to(h.device)
+        y = torch.where(random[:, :n_points] < remedy.label_noise, 1 - y, y)
+        kept = (random[:, n_points:] >= remedy.dropout).to(h).view(h.shape) / (1 - remedy.dropout)
+        mu, sigma, log_sigma, nu = read(h * kept) if remedy.dropout > 0 else outputs
+    more = () if nu is None else (nu,)
+    n_held = remedy.n_held_out(n_points)
+    if n_held == 0:
+        return weight * loss_of(y, mu, sigma, log_sigma, *more).mean(1).sum(), shown
+    rest = n_points - n_held
+    for_mu = loss_of(y, mu, *(v.detach() for v in (sigma, log_sigma, *more)))[:, :rest]
+    for_sigma = loss_of(y, mu.detach(), sigma, log_sigma, *more)[:, rest:]
+    return weight * (for_mu.mean(1) + for_sigma.mean(1)).sum(), shown
+
+
+def _train_chunk(params, x, y, epochs, lr, loss_of, readout, checkpoints, weight, remedy, jump, networks) -> Run:
     # Nothing in the loop asks a tensor for its value, so on a GPU the host never waits for the device.
     theta = torch.cat([v.flatten(1) for v in params.values()], dim=1)
-    x, y = x.to(theta), y.to(theta)
-    n_points = y.shape[1]
+    x, y, lr = x.to(theta), y.to(theta), lr.to(theta)[:, None]
+    own = torch.cat([theta.new_full((v[0].numel(),), name.startswith("sigma")) for name, v in params.items()])
+    lr = lr * (1 + (remedy.sigma_lr - 1) * own)
     last_theta = last_outputs = None
     failed_at = theta.new_full((len(theta),), math.inf)
-    frozen_at = failed_at.clone()
+    frozen_at, kick = failed_at.clone(), torch.zeros_like(failed_at)
+    moment = square = torch.zeros_like(theta)
     kept = []
     for epoch in range(epochs + 1):
         theta.requires_grad_()
-        mu, sigma, log_sigma = _read(logits(_unflatten(theta, params), x), readout)
-        outputs = (mu if sigma is None else torch.cat([mu, sigma], dim=1)).detach()
+        objective, outputs = _objective(
+            _unflatten(theta, params), x, y, loss_of, readout, weight, remedy, networks, epoch
+        )
         state = theta.detach()
         if epoch > 0:
             # a state is finite if its outputs are and its parameters are: a sigmoid hides infinite parameters
             finite = outputs.isfinite().all(1) & state.isfinite().all(1)
             moved = (outputs - last_outputs).abs().amax(1)
-            failed_at = failed_at.where((failed_at <= epoch) | (finite & (moved <= JUMP)), epoch)
+            failed_at = failed_at.where((failed_at <= epoch) | (finite & (moved <= jump)), epoch)
             frozen_at = frozen_at.where((frozen_at <= epoch) | finite, epoch)
+            kick = torch.where(finite, torch.maximum(kick, moved), math.inf)
             state = torch.where(finite[:, None], state, last_theta)
             outputs = torch.where(finite[:, None], outputs, last_outputs)
         if epoch in checkpoints:
             kept.append(outputs)
         if epoch < epochs:
-            (gradient,) = torch.autograd.grad(loss_of(y, mu, sigma, log_sigma).mean(1).sum(), theta)
+            (gradient,) = torch.autograd.grad(objective, theta)
             last_theta, last_outputs = state, outputs
-            theta = torch.where((frozen_at > epoch)[:, None], state - step * gradient, state)
-    mu, sigma = (
-        torch.stack(kept, dim=1).split(n_points, dim=2) if sigma is not None else (torch.stack(kept, dim=1), None)
-    )
-    return Run(torch.tensor(checkpoints), mu, sigma, failed_at, frozen_at, _unflatten(state, params), "torch")
+            if remedy.clip < math.inf:
+                gradient = gradient * (remedy.clip / gradient.norm(dim=1, keepdim=True).clamp(min=remedy.clip))
+            if remedy.sigma_decay > 0:
+                gradient = gradient + remedy.sigma_decay * own * state
+            if remedy.adam:
+                moment, square = 0.9 * moment + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+                mean, spread = moment / (1 - 0.9 ** (epoch + 1)), square / (1 - 0.999 ** (epoch + 1))
+                gradient = mean / (spread.sqrt() + 1e-8)
+            theta = torch.where((frozen_at > epoch)[:, None], state - lr * gradient, state)
+    n_points = y.shape[1]
+    recorded = torch.stack(kept, dim=1)
+    mu, sigma = recorded.split(n_points, dim=2) if "sigma.weight" in params else (recorded, None)
+    return Run(torch.tensor(checkpoints), mu, sigma, failed_at, frozen_at, _unflatten(state, params), "torch", kick)
 
 
 def variances(run: Run, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -415,7 +516,9 @@ def variances(run: Run, y: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if y does not have the shape (M, N) of the run, or the networks have no sigma.
     """
+    instances(Run, run=run)
     _require(run.sigma is not None, "run must be of variance networks, these have no sigma")
+    tensors(y=y)
     expected = (run.mu.shape[0], run.mu.shape[2])
     _require(y.shape == expected, f"y must have the shape (M, N) = {expected} of the run, got {tuple(y.shape)}")
     return ((y[:, None] - run.mu) ** 2).mean(-1), (run.sigma**2).mean(-1)
@@ -441,6 +544,7 @@ def empirical_ntk(params: Params, x1: Tensor, x2: Tensor | None = None, readout:
     Raises:
         ValueError: for an unknown readout or a wrong number of bits.
     """
+    _check_inputs(params, x1=x1, x2=x1 if x2 is None else x2)
     j1 = _jacobian(params, x1, readout)
     j2 = j1 if x2 is None else _jacobian(params, x2, readout)
     own = params["mu.weight"].shape[-1] + 1  # parameters of one head; the others move both outputs
@@ -483,37 +587,60 @@ def hamming(x1: Tensor, x2: Tensor | None = None) -> Tensor:
         ValueError: if the numbers of bits differ.
     """
     x2 = x1 if x2 is None else x2
+    tensors(floating=False, x1=x1, x2=x2)
+    _require(x1.ndim >= 2 and x2.ndim >= 2, f"x1 and x2 must have shape (..., N, b), got {x1.ndim} and {x2.ndim} axes")
     _require(
         x1.shape[-1] == x2.shape[-1],
         f"x1 and x2 must have the same number of bits, got {x1.shape[-1]} and {x2.shape[-1]}",
     )
+    leading(x1=x1.shape[:-2], x2=x2.shape[:-2])
     return (x1.unsqueeze(-2) != x2.unsqueeze(-3)).sum(-1).to(x1.dtype)
+
+
+def _check_distance(distance: Tensor) -> None:
+    tensors(distance=distance)
+    least = float(distance.min())
+    _require(least >= 0, f"distance must not be negative, its smallest value is {least:g}")
 
 
 def exponential_kernel(distance: Tensor, beta: float = 1.0) -> Tensor:
     """K = exp(-beta |x - x'|) (eq. 16), the shape of the distances kept.
 
     Raises:
-        ValueError: if beta is not positive.
+        ValueError: if beta is not positive, or a distance is negative or not finite.
     """
-    _require(beta > 0, f"beta must be positive, got {beta}")
+    positive(beta=beta)
+    _check_distance(distance)
     return torch.exp(-beta * distance)
 
 
 # ------------------------------------------------------------------------- response kernel dynamics (eqs 12-20)
 
 
-def _check_kernel(kernel: Tensor, n_points: int) -> None:
+def _check_kernel(kernel: Tensor, y: Tensor) -> None:
+    tensors(kernel=kernel, y=y)
+    _require(kernel.dtype == y.dtype, f"kernel and y must be of one dtype, got {kernel.dtype} and {y.dtype}")
+    n_points = y.shape[-1] if y.ndim else 0
     _require(
         kernel.shape[-2:] == (n_points, n_points),
         f"kernel must have shape (..., N, N) with N = {n_points} labels, got {tuple(kernel.shape)}",
     )
-    _require(bool(kernel.isfinite().all()), "kernel must be finite, got NaN or inf")
+    leading(kernel=kernel.shape[:-2], y=y.shape[:-1])
     # rtol 1e-9, atol 1e-9 of the largest entry: sums over parameters differ in their last digits by order
     _require(
         torch.allclose(kernel, kernel.mT, rtol=1e-9, atol=1e-9 * float(kernel.abs().max())),
         "kernel must be symmetric in its points, it is not",
     )
+
+
+def _as_finite(name: str, value: Tensor | float, like: Tensor) -> Tensor:
+    """A number, a sequence of them or a tensor as a tensor of the type of `like`, and finite."""
+    try:
+        value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be numbers, got {value!r}") from error
+    tensors(**{name: value})
+    return value
 
 
 def kernel_flow(kernel: Tensor, y: Tensor, t: Tensor | float | None, mu0: Tensor | float = 0.0) -> Tensor:
@@ -534,18 +661,22 @@ def kernel_flow(kernel: Tensor, y: Tensor, t: Tensor | float | None, mu0: Tensor
     Raises:
         ValueError: if shapes do not match, K is not symmetric or has a negative eigenvalue, or a time is negative.
     """
-    _check_kernel(kernel, y.shape[-1])
+    _check_kernel(kernel, y)
     rates, modes = torch.linalg.eigh(kernel)
     rounding = 1e-12 * rates[..., -1:].clamp(min=0) * y.shape[-1]
     _require(
         bool((rates >= -rounding).all()),
         f"kernel must be positive semidefinite, its smallest eigenvalue is {float(rates.min()):g}",
     )
-    start = torch.as_tensor(mu0, dtype=y.dtype, device=y.device).expand_as(y)
+    start = _as_finite("mu0", mu0, y)
+    fits = y.shape[y.ndim - start.ndim :] == start.shape
+    _require(fits, f"mu0 must be a number or have shape (..., N) as y, got {tuple(start.shape)}")
+    start = start.expand_as(y)
     amplitude = ((y - start).unsqueeze(-2) @ modes).squeeze(-2)  # (..., N) of each mode
     if t is None:
         return start + ((rates > rounding) * amplitude).unsqueeze(-2).matmul(modes.mT).squeeze(-2)
-    times = torch.as_tensor(t, dtype=y.dtype, device=y.device)
+    times = _as_finite("t", t, y)
+    _require(times.ndim <= 1, f"t must be one time or have shape (T,), got {tuple(times.shape)}")
     _require(bool((times >= 0).all()), f"t must not be negative, its smallest value is {float(times.min()):g}")
     learned = -torch.expm1(-rates.clamp(min=0).unsqueeze(-2) * times.reshape(-1, 1))  # (..., T, N)
     mu = start.unsqueeze(-2) + (learned * amplitude.unsqueeze(-2)) @ modes.mT
@@ -568,13 +699,25 @@ def local_average(distance: Tensor, y: Tensor, alpha: Tensor | float, normalise:
     Raises:
         ValueError: for an unknown normalisation, a negative alpha, or shapes that do not match.
     """
+    _check_average(distance, y, normalise)
+    alpha = _as_finite("alpha", alpha, distance)
+    _require(bool((alpha >= 0).all()), f"alpha must not be negative, its smallest value is {float(alpha.min()):g}")
+    leading(distance=distance.shape[:-2], y=y.shape[:-1], alpha=alpha.shape)
+    return _average(distance, y, alpha, normalise)
+
+
+def _check_average(distance: Tensor, y: Tensor, normalise: str) -> None:
     _require(normalise in ("weights", "count"), f"normalise must be 'weights' or 'count', got {normalise!r}")
+    _check_distance(distance)
+    tensors(y=y)
+    _require(distance.ndim >= 2 and y.ndim >= 1, "distance must have shape (..., N, N_data), and y (..., N_data)")
     _require(
         distance.shape[-1] == y.shape[-1],
         f"distance must have one column per label, got {distance.shape[-1]} columns and {y.shape[-1]} labels",
     )
-    alpha = torch.as_tensor(alpha, dtype=distance.dtype, device=distance.device)
-    _require(bool((alpha >= 0).all()), f"alpha must not be negative, its smallest value is {float(alpha.min()):g}")
+
+
+def _average(distance: Tensor, y: Tensor, alpha: Tensor, normalise: str) -> Tensor:
     exponent = -alpha[..., None, None] * distance
     weights = torch.softmax(exponent, -1) if normalise == "weights" else exponent.exp() / y.shape[-1]
     return (weights * y.unsqueeze(-2)).sum(-1)
@@ -605,14 +748,16 @@ def prediction_scale(distance: Tensor, y: Tensor, mu: Tensor, normalise: str = "
     Raises:
         ValueError: as `local_average`, or if mu is not finite or not of N places.
     """
-    _require(mu.shape[-1] == distance.shape[-2], f"mu must have {distance.shape[-2]} places, got {mu.shape[-1]}")
-    _require(bool(mu.isfinite().all()), f"mu must be finite, got {int((~mu.isfinite()).sum())} NaN or inf")
+    _check_average(distance, y, normalise)
+    tensors(mu=mu)
+    places = mu.shape[-1] if mu.ndim else 0
+    _require(places == distance.shape[-2], f"mu must have {distance.shape[-2]} places, got {places}")
 
     def misfit(alpha: Tensor) -> Tensor:
-        return (local_average(distance, y, alpha, normalise) - mu).square().mean(-1)
+        return (_average(distance, y, alpha, normalise) - mu).square().mean(-1)
 
     grid = torch.logspace(math.log10(ALPHA_MIN), math.log10(ALPHA_MAX), 49, dtype=mu.dtype)
-    batch = torch.broadcast_shapes(distance.shape[:-2], y.shape[:-1], mu.shape[:-1])
+    batch = leading(distance=distance.shape[:-2], y=y.shape[:-1], mu=mu.shape[:-1])
     scan = torch.stack([misfit(alpha).expand(batch) for alpha in grid])
     best = scan.argmin(0)
     low, high = grid[(best - 1).clamp(min=0)], grid[(best + 1).clamp(max=len(grid) - 1)]
@@ -642,8 +787,8 @@ def exponential_kernel_modes(n_modes: int, beta: float = 1.0) -> tuple[Tensor, T
     Raises:
         ValueError: if n_modes is below 1 or beta not positive.
     """
-    _require(n_modes >= 1, f"n_modes must be at least 1, got {n_modes}")
-    _require(beta > 0, f"beta must be positive, got {beta}")
+    integers(n_modes=n_modes)
+    positive(beta=beta)
 
     def even(omega: float) -> float:
         return omega * math.sin(omega / 2) - beta * math.cos(omega / 2)
@@ -670,6 +815,8 @@ def hamming_kernel_eigenvalues(kernel_of_distance: Tensor, n_bits: int) -> tuple
     Raises:
         ValueError: if there are not b + 1 values.
     """
+    integers(n_bits=n_bits)
+    tensors(kernel_of_distance=kernel_of_distance)
     _require(
         kernel_of_distance.shape == (n_bits + 1,),
         f"kernel_of_distance must have n_bits + 1 = {n_bits + 1} values, got shape {tuple(kernel_of_distance.shape)}",
@@ -723,8 +870,11 @@ def variance_flow(
     Raises:
         ValueError: for shapes that do not match, sigma0 not above sigma_min, or times that do not increase.
     """
-    n = len(y)
-    shape = tuple(kernel.shape)
+    tensors(kernel=kernel, y=y, mu0=mu0, sigma0=sigma0, t=t)
+    numbers(mean_speed=mean_speed)
+    positive(sigma_min=sigma_min)
+    _require(y.ndim == t.ndim == 1, f"y and t must have one axis, got shapes {tuple(y.shape)} and {tuple(t.shape)}")
+    n, shape = len(y), tuple(kernel.shape)
     _require(shape in ((n, n), (n, n, 2, 2)), f"kernel must have shape (N, N) or (N, N, 2, 2), N = {n}, got {shape}")
     _require(mu0.shape == sigma0.shape == y.shape, f"mu0, sigma0 and y must all have shape ({n},)")
     _require(
@@ -751,6 +901,7 @@ def variance_flow(
     solution = solve_ivp(
         velocity, (0.0, float(t[-1])), start, "DOP853", t.numpy(), events=smallest_sigma, rtol=1e-10, atol=1e-12
     )
+    _require(solution.success, f"sigma_min = {sigma_min:g} cannot be reached: {solution.message}")
     states = torch.from_numpy(solution.y.T)
     collapsed_at = float(solution.t_events[0][0]) if len(solution.t_events[0]) else math.inf
     return VarianceFlow(torch.from_numpy(solution.t), states[:, :n], states[:, n:], collapsed_at)
@@ -764,7 +915,9 @@ def collapse_time(error: Tensor | float, sigma: Tensor | float, theta: float = 1
     Raises:
         ValueError: if theta is not positive.
     """
-    _require(theta > 0, f"theta must be positive, got {theta}")
+    positive(theta=theta)
+    for name, value in (("error", error), ("sigma", sigma)):
+        (tensors if isinstance(value, Tensor) else numbers)(**{name: value})
     return (error**2 + sigma**2) / (2 * theta)
 
 
@@ -777,7 +930,8 @@ def collapse_streamline(error: Tensor, error0: float, sigma0: float) -> Tensor:
     Raises:
         ValueError: if error0 or sigma0 is not positive, or an error is negative.
     """
-    _require(error0 > 0 and sigma0 > 0, f"error0 and sigma0 must be positive, got {error0} and {sigma0}")
+    positive(error0=error0, sigma0=sigma0)
+    tensors(error=error)
     _require(bool((error >= 0).all()), f"error must not be negative, its smallest value is {float(error.min()):g}")
     constant = (sigma0 / error0) ** 2 + 2 * math.log(error0)
     squared = error**2

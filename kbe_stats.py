@@ -10,10 +10,12 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from kbe_check import integers, numbers, require, tensors
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+
+def _check_confidence(confidence: float) -> None:
+    numbers(confidence=confidence)
+    require(0 < confidence < 1, f"confidence must lie between 0 and 1, got {confidence}")
 
 
 def fraction(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -21,10 +23,11 @@ def fraction(successes: int, trials: int, confidence: float = 0.95) -> tuple[flo
 
     Raises:
         ValueError: if trials is below 1, successes not between 0 and trials, or confidence not inside (0, 1).
+        TypeError: if a count is not an integer.
     """
-    _require(trials >= 1, f"trials must be at least 1, got {trials}")
-    _require(0 <= successes <= trials, f"successes must lie between 0 and trials = {trials}, got {successes}")
-    _require(0 < confidence < 1, f"confidence must lie between 0 and 1, got {confidence}")
+    integers(trials=trials)
+    integers(0, trials, successes=successes)
+    _check_confidence(confidence)
     interval = binomtest(int(successes), int(trials)).proportion_ci(confidence, method="wilson")
     return successes / trials, interval.low, interval.high
 
@@ -42,11 +45,19 @@ def estimate(
         samples: (M, ...) each; several samples are drawn again independently of each other.
 
     Raises:
-        ValueError: if there is no sample, or one has fewer than two networks.
+        ValueError: if there is no sample, or one has fewer than two networks, or a number is out of its range.
     """
-    _require(len(samples) > 0, "samples must not be empty")
+    if not callable(statistic):
+        raise TypeError(f"statistic must be a function, got {statistic!r}")
+    integers(resamples=resamples)
+    integers(0, seed=seed)
+    _check_confidence(confidence)
+    require(len(samples) > 0, "samples must not be empty")
+    for sample in samples:
+        tensors(finite=False, floating=False, samples=sample)
+        require(sample.ndim >= 1, "samples must have an axis of networks, got a single number")
     sizes = [len(sample) for sample in samples]
-    _require(min(sizes) >= 2, f"samples must have at least 2 networks each, got {sizes}")
+    require(min(sizes) >= 2, f"samples must have at least 2 networks each, got {sizes}")
     generator = torch.Generator().manual_seed(seed)
     draws = torch.tensor(
         [
