@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -307,6 +308,16 @@ MUTANTS = [
 ]
 
 
+NOTHING = "Nothing is changed."
+
+
+def controls() -> list[Mutant]:
+    """Every test and chapter once without a mistake, where they must pass."""
+    same = (NOTHING, "kbe_lib.py", '"""The science behind', '"""The science behind')
+    tests, chapters = (sorted({getattr(m, who) for m in MUTANTS} - {None}) for who in ("test", "chapter"))
+    return [Mutant(*same, test) for test in tests] + [Mutant(*same, "", chapter) for chapter in chapters]
+
+
 def copy_with(mutant: Mutant, folder: Path) -> None:
     """The helpers, the tests and the book in the folder, with the mutant planted.  Compiled kernels go along."""
     for path in ROOT.glob("*.py"):
@@ -352,7 +363,9 @@ def failing_check(chapter: str) -> str | None:
         result = shell.run_cell(cell.source)
         error = result.error_in_exec or result.error_before_exec
         if error is not None:
-            return f"{chapter}, code cell {number + 1}: {type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if "ipython" in f.filename]
+            line = frames[-1].line if frames else ""
+            return f"{chapter}, code cell {number + 1}, {type(error).__name__}: {line}"
     return None
 
 
@@ -381,6 +394,10 @@ def in_copy(mutant: Mutant, find, what: str) -> str | None:
         return answer.get() if not answer.empty() else f"{what}: the process ended with {process.exitcode}"
 
 
+def read_record() -> dict:
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
 def main() -> int:
     # so that every process has them without importing them again
     import IPython
@@ -391,20 +408,24 @@ def main() -> int:
     matplotlib.use("Agg")
     torch.set_num_threads(1)
     del IPython, scipy
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    known = {entry["mistake"]: entry for entry in record.get("semantic mutants", [])}
+    known = {entry["mistake"]: entry for entry in read_record().get("semantic mutants", [])}
     known = {mutant.mistake: known.get(mutant.mistake) for mutant in MUTANTS}
     chosen = [m for m in MUTANTS if not sys.argv[1:] or any(word in m.mistake for word in sys.argv[1:])]
-    for mutant in chosen:
+    for mutant in chosen if sys.argv[1:] else [*controls(), *chosen]:
         entry = {"mistake": mutant.mistake, "file": mutant.file}
-        entry["test"] = in_copy(mutant, failing_test, mutant.test)
+        if mutant.test:
+            entry["test"] = in_copy(mutant, failing_test, mutant.test)
         if mutant.chapter:
             entry["chapter"] = in_copy(mutant, failing_check, mutant.chapter)
+        if mutant.mistake == NOTHING:
+            if entry.get("test") or entry.get("chapter"):
+                raise AssertionError(f"fails without any mistake: {entry}")
+            continue
         known[mutant.mistake] = entry
         print(json.dumps(entry), flush=True)
-        record["semantic mutants"] = [entry for entry in known.values() if entry]
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
-    entries = record["semantic mutants"]
+        record = read_record() | {"semantic mutants": [entry for entry in known.values() if entry]}
+        RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    entries = [entry for entry in known.values() if entry]
     by_test, by_chapter = (sum(bool(e.get(who)) for e in entries) for who in ("test", "chapter"))
     print(f"{len(entries)} planted, {by_test} killed by a test, {by_chapter} by a chapter")
     return any(not known[m.mistake]["test"] or (m.chapter and not known[m.mistake]["chapter"]) for m in chosen)
