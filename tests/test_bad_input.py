@@ -2,10 +2,12 @@
 
 A line of `CALLS` is one function with arguments that are right, and for each argument its role.  `ROLES` lists per role
 what is wrong in it: type, shape, dtype, range, NaN, infinity, nothing at all, values that are on no device.  Each pair
-is tried.  What is allowed although it looks wrong is in `DOCUMENTED`, with the result that the docstring promises.
+is tried.  What is allowed although it looks wrong has a test of its own, with the result that the docstring promises.
+How many that is stands in tests/power.json; `python tests/test_bad_input.py` writes it there.
 """
 
 import inspect
+import json
 import math
 import signal
 import traceback
@@ -23,6 +25,7 @@ import kbe_sweep
 
 MODULES = (kbe, kbe_kernels, kbe_ledger, kbe_stats, kbe_sweep)
 ROOT = Path(__file__).parent.parent
+RECORD = ROOT / "tests" / "power.json"  # what mutants.py and semantic_mutants.py find stands there too
 F64 = torch.float64
 
 
@@ -188,6 +191,10 @@ KERNELS = wrong_tensors(KERNEL) | {
 CUBE = wrong_tensors(LABELS)
 
 # function: (arguments that are right, {argument: what is wrong, by role or as a dictionary})
+WRONG_SAMPLES = {
+    "none": (), "list": ([1.0, 2.0],), "one network": (LINE[:1],), "a number": (LINE[0],), "empty": (LINE[:0],),
+    "on no device": (LINE.to("meta"),), "second": (LINE, None),
+}  # fmt: skip
 CALLS = {
     kbe.all_inputs: (dict(n_bits=2, dtype=F64), {"n_bits": {**ROLES["count"], "too many": 21}, "dtype": "dtype"}),
     kbe.random_bit_encoding: (
@@ -374,14 +381,37 @@ CALLS = {
         {"successes": {**ROLES["count or 0"], "too many": 6}, "trials": "count", "confidence": "share"},
     ),
     kbe_stats.estimate: (
-        dict(statistic=torch.mean, samples=(LINE,), confidence=0.95, resamples=9, seed=0),
+        dict(statistic=torch.mean, samples=(LINE,), paired=False, vectorized=False, confidence=0.95, resamples=9,
+             seed=0),
         {
             "statistic": "function",
-            "samples": {"none": (), "list": ([1.0, 2.0],), "one network": (LINE[:1],), "a number": (LINE[0],),
-                        "empty": (LINE[:0],), "on no device": (LINE.to("meta"),), "second": (LINE, None)},
+            "samples": WRONG_SAMPLES,
+            "paired": "truth value",
+            "vectorized": "truth value",
             "confidence": "share",
             "resamples": "count",
             "seed": "count or 0",
+        },
+    ),
+    kbe_stats.exponent: (
+        dict(x=[1.0, 2.0], samples=(1 + LINE, 1 + LINE), paired=False, confidence=0.95, seed=0),
+        {
+            "x": {"None": None, "number": 3, "text": ["1", "2"], "one": [1.0], "three": [1.0, 2.0, 3.0],
+                  "0": [0.0, 1.0], "NaN": [1.0, math.nan], "inf": [1.0, math.inf]},
+            "samples": {label: (*samples, LINE)[:2] if label != "none" else () for label, samples in
+                        WRONG_SAMPLES.items() if label != "second"},
+            "paired": "truth value",
+            "confidence": "share",
+            "seed": "count or 0",
+        },
+    ),
+    kbe_stats.survival: (
+        dict(failed_at=1 + LINE, end=9.0, confidence=0.95),
+        {
+            "failed_at": without(without(wrong_tensors(1 + LINE), "inf"), "one more")
+            | {"late": 100 + LINE, "0": 0 * LINE},
+            "end": "positive",
+            "confidence": "share",
         },
     ),
     kbe_ledger.judge: (
@@ -478,10 +508,10 @@ def within_a_minute():
 
 
 def call(function, arguments):
-    samples = arguments.get("samples", ()) if function is kbe_stats.estimate else ()
-    if function is kbe_stats.estimate:
-        arguments = without(arguments, "samples")
-        return function(arguments.pop("statistic"), *samples, **arguments)
+    if "samples" in arguments:
+        first, samples, *_ = arguments.values()
+        rest = dict(list(arguments.items())[2:])
+        return function(first, *samples, **rest)
     return function(**arguments)
 
 
@@ -526,10 +556,20 @@ def test_documented_results():
     assert torch.equal(kbe.kernel_flow(KERNEL, LABELS, 0, 1), torch.ones_like(LABELS))
     torch.testing.assert_close(kbe.kernel_flow(KERNEL, LABELS, None), LABELS, rtol=0, atol=1e-12)
     assert kbe.collapse_streamline(torch.tensor([9.0], dtype=F64), 0.5, 0.5).isnan().all()
-    assert kbe_stats.estimate(torch.nanmedian, spoiled(LINE, math.nan))[0] == 0.7
+    assert kbe_stats.estimate(torch.nanmedian, spoiled(LINE.repeat(9), math.nan))[0] == 0.7
     assert kbe.logits({k: v * math.nan for k, v in PARAMS.items()}, DATA.x).isnan().all()
 
 
-if __name__ == "__main__":
+def counts() -> dict[str, int]:
     arguments = sum(len(good) for good, _ in CALLS.values())
-    print(f"{len(CALLS)} functions, {arguments} arguments, {len(CASES)} wrong inputs")
+    return {"functions": len(CALLS), "arguments": arguments, "wrong inputs": len(CASES)}
+
+
+def test_nothing_is_tried_less_than_on_record():
+    assert all(counts()[name] >= number for name, number in json.loads(RECORD.read_text())["bad input"].items())
+
+
+if __name__ == "__main__":
+    record = json.loads(RECORD.read_text()) | {"bad input": counts()}
+    RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(record["bad input"])
