@@ -6,7 +6,7 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
-.PHONY: help setup book test bench lint format serve lab clean
+.PHONY: help setup book test bench lint format serve lab lock audit clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -14,10 +14,18 @@ help:  ## this list
 
 setup: .venv/installed  ## the virtual environment, with the pinned packages
 
-.venv/installed: requirements.txt constraints.txt pyproject.toml
+# LOCKED=1 installs what requirements.lock names, each file checked against its hash (Linux on x86-64, Python 3.11).  PyTorch is
+# left out of it: its CPU and CUDA builds carry one version number and different hashes.
+.venv/installed: requirements.txt constraints.txt requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
+ifdef LOCKED
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt torch -e .
+	$(BIN)/python -m pip check
+else
 	$(BIN)/python -m pip install --quiet -r requirements.txt
+endif
 	touch $@
 
 book: .venv/installed  ## execute every chapter and build the pages, strictly
@@ -46,6 +54,22 @@ serve: book  ## the built pages at http://localhost:8000
 
 lab: .venv/installed  ## the chapters in JupyterLab
 	$(BIN)/jupyter lab book
+
+TOOLS := .venv/tools/bin
+LICENSES := MIT;BSD;Apache;ISC;MPL;Mozilla Public;Python Software Foundation;PSF;Public Domain;CC0;Zlib
+
+$(TOOLS)/uv: .venv/installed
+	$(PYTHON) -m venv .venv/tools
+	$(TOOLS)/python -m pip install --quiet uv pip-audit pip-licenses
+
+lock: $(TOOLS)/uv  ## write requirements.lock anew from requirements.txt and constraints.txt
+	$(TOOLS)/uv pip compile requirements.txt --quiet --no-header --no-annotate --generate-hashes --python-version 3.11.0 \
+		--python-platform x86_64-unknown-linux-gnu $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) \
+		--no-emit-package torch --no-emit-package kernel-balanced-equation -o requirements.lock
+
+audit: $(TOOLS)/uv  ## licences of what is installed; known vulnerabilities of the locked set (asks a public database)
+	$(TOOLS)/pip-licenses --python=$(BIN)/python --partial-match --allow-only="$(LICENSES)" --summary
+	$(TOOLS)/pip-audit --no-deps --disable-pip --requirement requirements.lock
 
 clean:  ## remove what was built; the virtual environment stays
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info __pycache__ */__pycache__

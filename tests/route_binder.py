@@ -1,0 +1,141 @@
+"""The Binder route, tried: an environment from `.binder/` alone, its Jupyter server, every notebook, a slider in Lab.
+
+    pip install jupyter-kernel-client playwright
+    python tests/route_binder.py [--no-extra-index] [CHAPTER ...]
+
+The committed state is cloned into a clean folder; a fresh environment takes what `.binder/requirements.txt` names and
+runs `.binder/postBuild`; every notebook is run, cell by cell, by a kernel of the server that starts there; then Lab is
+opened in a real browser, a chapter is run, and its slider moved until the picture changes.
+"""
+
+import argparse
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+from jupyter_kernel_client import KernelClient
+
+ROOT = Path(__file__).parent.parent
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+
+
+def environment(clone: Path, extra_index: bool) -> Path:
+    """A fresh environment in the clone, as `.binder/` describes it; its folder of programs."""
+    requirements = clone / ".binder" / "requirements.txt"
+    if not extra_index:
+        lines = requirements.read_text().splitlines()
+        requirements.write_text("\n".join(line for line in lines if not line.startswith("--extra-index-url")))
+    subprocess.run([sys.executable, "-m", "venv", clone / "env"], check=True)
+    programs = clone / "env" / "bin"
+    subprocess.run([programs / "python", "-m", "pip", "install", "-q", "-r", requirements], cwd=clone, check=True)
+    variables = dict(os.environ, PATH=f"{programs}:{os.environ['PATH']}")
+    subprocess.run([clone / ".binder" / "postBuild"], cwd=clone, check=True, env=variables)
+    return programs
+
+
+def start_server(clone: Path, programs: Path) -> tuple[subprocess.Popen, str, str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    server = subprocess.Popen(
+        [programs / "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}",
+         f"--IdentityProvider.token={token}"],
+        cwd=clone, env=variables | {"OMP_NUM_THREADS": "1", "PATH": f"{programs}:{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{url}/api?token={token}", timeout=5)
+            return server, url, token
+        except OSError:
+            time.sleep(0.5)
+    server.kill()
+    raise RuntimeError("the Jupyter server did not start within a minute")
+
+
+def run_through_server(url: str, token: str, notebook: Path) -> str | None:
+    """Run a notebook cell by cell in a kernel of the server; the first error, or None."""
+    with KernelClient(server_url=url, token=token) as kernel:
+        for source in (c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"):
+            # a kernel that Binder starts for a notebook stands in the notebook's folder
+            where = f"import os; os.chdir({str(notebook.parent)!r})\n"
+            reply = kernel.execute(where + source, timeout=900)
+            if reply["status"] != "ok":
+                output = next((o for o in reply["outputs"] if o["output_type"] == "error"), {})
+                return f"{output.get('ename')}: {output.get('evalue')}"
+    return None
+
+
+def move_a_slider(url: str, token: str, notebook: str) -> str | None:
+    """Open a chapter in Lab, run it, press a key on its slider; what went wrong, or None."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.goto(f"{url}/lab/tree/book/{notebook}?token={token}&reset")
+        page.get_by_role("menuitem", name="Run", exact=True).click(timeout=120_000)
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        handle = page.locator(".widget-slider, .jupyter-widgets .noUi-handle").first
+        for _ in range(120):  # Lab draws only what is near the window: scroll until the slider is there
+            if handle.count():
+                break
+            page.locator(".jp-WindowedPanel-outer, .jp-Notebook").first.hover()
+            page.mouse.wheel(0, 900)
+            page.wait_for_timeout(1000)
+        else:
+            return "no slider appeared"
+        picture = page.locator(".widget-image, img.jupyter-widgets").first
+        before = picture.get_attribute("src")
+        page.locator(".noUi-handle").first.focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(1500)
+        after = picture.get_attribute("src")
+        browser.close()
+        return None if after != before else "the slider moved and the picture stayed"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--no-extra-index", action="store_true", help="where PyTorch's own index cannot be reached")
+    parser.add_argument("--slider", default="one_point_training.ipynb", help="the notebook whose slider is moved")
+    parser.add_argument("chapters", nargs="*")
+    options = parser.parse_args()
+    failures = 0
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "clone"
+        subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+        programs = environment(clone, not options.no_extra_index)
+        size = sum(f.stat().st_size for f in (clone / "env").rglob("*") if f.is_file() and not f.is_symlink())
+        print(f"environment: {size / 1e9:.2f} GB")
+        server, url, token = start_server(clone, programs)
+        try:
+            names = options.chapters or [path.stem for path in sorted((clone / "book").glob("*.ipynb"))]
+            for name in names:
+                start = time.perf_counter()
+                error = run_through_server(url, token, clone / "book" / f"{name}.ipynb")
+                failures += error is not None
+                print(f"{name}: {error or 'ran'} ({time.perf_counter() - start:.0f} s)", flush=True)
+            error = move_a_slider(url, token, options.slider)
+            failures += error is not None
+            print(f"slider in Lab: {error or 'moved, and the picture changed'}")
+        finally:
+            server.terminate()
+            server.wait()
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Run chapters again and compare every word and picture with what the build put on the page.
+
+    make book; python tests/same_numbers.py [CHAPTER ...]
+
+On one machine two runs must give the same outputs, byte for byte.  Only measured times may differ: cells whose source
+speaks of a clock are left out, and counted.
+"""
+
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from jupyter_cache import get_cache
+from myst_nb.core.read import myst_nb_reader_plugin
+from rerun import ROOT, chosen, run
+
+sys.path.insert(0, str(ROOT / "_ext"))
+import kbe_book
+
+CLOCK = re.compile(r"running_time|perf_counter|process_time|seconds|results\.json|tqdm|sweep\(|Cluster|timed\(")
+ADDRESS = re.compile(r"0x[0-9a-f]+|model_id\": \"[0-9a-f]+")  # where an object happens to lie in memory
+
+
+def contents(outputs) -> list:
+    """What a reader sees of a cell, by kind."""
+    seen = []
+    for output in outputs:
+        data = output.get("data") or {"text": output.get("text", "")}
+        seen += [
+            (kind, ADDRESS.sub("", str(value))) for kind, value in sorted(data.items()) if "widget-view" not in kind
+        ]
+    return seen
+
+
+def main() -> int:
+    cache = get_cache(str(kbe_book.cache_path()))
+    chapters = chosen(sys.argv[1:])
+
+    def compare(chapter):
+        stored = cache.get_cache_bundle(cache.match_cache_notebook(myst_nb_reader_plugin(str(chapter))).pk).nb.cells
+        built = [cell for cell in stored if cell.cell_type == "code"]
+        again = [cell for cell in run(chapter).cells if cell.cell_type == "code"]
+        lines, compared, left_out = [], 0, 0
+        for old, new in zip(built, again, strict=True):
+            if CLOCK.search(new.source):
+                left_out += 1
+                continue
+            compared += 1
+            if contents(old.outputs) != contents(new.outputs):
+                lines.append(f"{chapter.stem}: other output of the cell that begins {new.source[:60]!r}")
+        return lines, compared, left_out
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(compare, chapters))
+    found = [line for lines, _, _ in results for line in lines]
+    compared, left_out = (sum(result[i] for result in results) for i in (1, 2))
+    print(*found, sep="\n")
+    print(f"{compared} cells of {len(chapters)} chapters compared, {len(found)} differ; {left_out} left out, they time")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""What the book is made from: the locked set, the vendored MathJax, the workflows."""
+
+import hashlib
+import re
+
+import pytest
+import yaml
+from test_chapters import ROOT
+from verify_mathjax import HERE, vendored
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def pins(file: str) -> dict[str, str]:
+    found = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / file).read_text(), re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+
+def test_lock_holds_the_tested_versions_with_hashes():
+    tested, locked = pins("constraints.txt"), pins("requirements.lock")
+    del tested["torch"]  # its CPU and CUDA builds have one version and different hashes
+    assert locked == tested, "run `make lock`"
+    blocks = re.split(r"^(?=\S)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+    assert all("--hash=sha256:" in block for block in blocks if "==" in block)
+
+
+def test_every_requirement_is_pinned():
+    named = re.findall(r"^([A-Za-z][\w.-]*)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert {re.sub(r"[-_.]+", "-", name).lower() for name in named} <= pins("constraints.txt").keys()
+
+
+def test_mathjax_is_the_published_one():
+    listed = dict(line.split(maxsplit=1)[::-1] for line in (HERE / "SHA256SUMS").read_text().splitlines())
+    found = {
+        f"./{path.relative_to(HERE).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest() for path in vendored()
+    }
+    assert found == listed
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_is_pinned_and_has_least_rights(path):
+    text = path.read_text()
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    for action in re.findall(r"uses: (\S+)", text):
+        assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", action), action
+    assert "secrets." not in text
+    assert "pull_request_target" not in text
+    checkouts, credentials = text.count("actions/checkout@"), text.count("persist-credentials: false")
+    assert checkouts == credentials
+    for job in workflow["jobs"].values():
+        assert "timeout-minutes" in job or set(job.get("permissions", {})) == {"pages", "id-token"}
