@@ -17,6 +17,7 @@ N separate points, in which nothing is shared, is the ordinary direct algorithm,
 
 import math
 import operator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -839,6 +840,59 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
     mu, sigma = (*recorded,) if len(heads) == 2 else (next(recorded), None)
     failures = torch.from_numpy(failed_at), torch.from_numpy(frozen_at)
     return Run(torch.tensor(checkpoints), mu, sigma, *failures, trained, "fast", torch.from_numpy(kick))
+
+
+# Epochs before networks at rest are looked for; a look costs one epoch.
+FIRST_STAGE = 64
+
+
+def in_stages(
+    train_stage: Callable[[torch.Tensor, Params, Dataset, int, list[int]], Run],
+    params: Params,
+    data: Dataset,
+    epochs: int,
+    checkpoints: list[int],
+) -> Run:
+    """Train in stages, each as long as all before it together, and leave networks at rest behind.
+
+    A network is at rest when one more epoch leaves every parameter as it is, to the last bit.  Where a step depends on
+    nothing but parameters and data it would never move again, so that it keeps its state and no result changes.  That
+    is the fate of most networks after a failure, when their sigmoids are flat.
+
+    Args:
+        train_stage: (networks, their params, their data, epochs, checkpoints) -> Run.
+    """
+    if epochs <= FIRST_STAGE:
+        return train_stage(torch.arange(len(data.y)), params, data, epochs, checkpoints)
+    params = {name: value.detach().clone() for name, value in params.items()}
+    (n_networks, n_points), like, at = data.y.shape, params["conv1.weight"], torch.tensor(checkpoints)
+    mu, sigma = like.new_empty(2, n_networks, len(at), n_points)
+    failed_at, frozen_at = like.new_full((2, n_networks), torch.inf)
+    kick = like.new_zeros(n_networks)
+    moving, end = torch.arange(n_networks), 0
+    while end < epochs and len(moving):
+        start, end = end, min(max(FIRST_STAGE, 2 * end), epochs)
+        some = Dataset(data.x[moving], data.y[moving])
+        now = ((at >= start) & (at <= end)).nonzero()[:, 0]
+        run = train_stage(
+            moving, {name: value[moving] for name, value in params.items()}, some, end - start,
+            sorted({*(at[now] - start).tolist(), end - start}),
+        )  # fmt: skip
+        failed_at[moving] = torch.minimum(failed_at[moving], start + run.failed_at)
+        frozen_at[moving] = torch.minimum(frozen_at[moving], start + run.frozen_at)
+        kick[moving] = torch.maximum(kick[moving], run.kick)
+        for name in params:
+            params[name][moving] = run.params[name]
+        after = train_stage(moving, run.params, some, 1, [1]) if end < epochs else run
+        moves = torch.stack([(after.params[name] != run.params[name]).flatten(1).any(1) for name in params]).any(0)
+        moves |= after.frozen_at.isfinite() & frozen_at[moving].isinf()  # about to stop being finite
+        later = (at > end).nonzero()[:, 0]
+        for kept, output in ((mu, run.mu), (sigma, run.sigma)):
+            if output is not None:
+                kept[moving[:, None], now] = output[:, : len(now)]
+                kept[moving[~moves, None], later] = output[~moves, -1:]
+        moving = moving[moves]
+    return Run(at, mu, None if run.sigma is None else sigma, failed_at, frozen_at, params, run.engine, kick)
 
 
 def arrange(x: np.ndarray, n_layers: int, separate: bool = False) -> tuple[Plan, np.ndarray, np.ndarray]:
