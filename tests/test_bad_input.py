@@ -95,6 +95,11 @@ CELL = kbe_sweep.Cell(n_points=2, seed=0, epochs=1, checkpoints=(0, 1), n_networ
 RESULT = kbe_sweep.run_cell(CELL)
 
 
+def pair(values: torch.Tensor) -> torch.Tensor:
+    """For two networks."""
+    return values.expand(2, *values.shape)
+
+
 def without(values: dict, name: str) -> dict:
     return {k: v for k, v in values.items() if k != name}
 
@@ -259,9 +264,9 @@ CALLS = {
         {"params": PARAMETERS, "x1": POINTS, "x2": without(POINTS, "None"), "readout": without(READOUT, "None")},
     ),
     kbe.hamming: (
-        dict(x1=BITS, x2=BITS),
+        dict(x1=pair(BITS), x2=pair(BITS)),
         {
-            name: {k: v for k, v in wrong_tensors(BITS).items() if k in allowed}
+            name: {k: v for k, v in wrong_tensors(BITS).items() if k in allowed} | {"networks": BITS.expand(3, 4, 2)}
             for name, allowed in {"x1": BITWISE, "x2": BITWISE - {"None"}}.items()
         },
     ),
@@ -274,31 +279,35 @@ CALLS = {
         },
     ),
     kbe.kernel_flow: (
-        dict(kernel=KERNEL, y=LABELS, t=TIMES, mu0=HALF),
+        dict(kernel=pair(KERNEL), y=pair(LABELS), t=TIMES, mu0=HALF),
         {
-            "kernel": without(KERNELS, "many axes"),
-            "y": without(wrong_tensors(LABELS), "many axes") | {"networks": LABELS.expand(3, 4)[..., :3]},
+            "kernel": without(KERNELS, "many axes") | {"networks": KERNEL.expand(3, 4, 4)},
+            "y": without(wrong_tensors(LABELS), "many axes") | {"networks": LABELS.expand(3, 4),
+                                                              "fewer points": LABELS[:3]},
             "t": {"text": "now", "negative": -1.0, "NaN": math.nan, "inf": math.inf, "empty": TIMES[:0],
                   "on no device": TIMES.to("meta"), "two axes": TIMES[None], "a function": abs},
             "mu0": {"None": None, "text": "0", "NaN": math.nan, "one more": HALF.repeat(2)[:5], "one less": HALF[:3],
-                    "inf": spoiled(HALF, math.inf), "more axes": HALF.expand(2, 4), "on no device": HALF.to("meta")},
+                    "inf": spoiled(HALF, math.inf), "more axes": HALF.expand(3, 2, 4), "on no device": HALF.to("meta")},
         },
     ),
     kbe.local_average: (
-        dict(distance=DISTANCE, y=LABELS, alpha=1.0, normalise="weights"),
+        dict(distance=pair(DISTANCE), y=pair(LABELS), alpha=HALF[:2], normalise="weights"),
         {
-            "distance": without(wrong_tensors(DISTANCE), "many axes") | {"negative": -DISTANCE, "a row": DISTANCE[0]},
-            "y": without(wrong_tensors(LABELS), "many axes"),
-            "alpha": {"None": None, "text": "1", "negative": -1.0, **NOT_FINITE, "on no device": HALF.to("meta")},
+            "distance": without(wrong_tensors(DISTANCE), "many axes") | {"negative": -DISTANCE, "a row": DISTANCE[0],
+                                                                   "networks": DISTANCE.expand(3, 4, 4)},
+            "y": without(wrong_tensors(LABELS), "many axes") | {"networks": LABELS.expand(3, 4)},
+            "alpha": {"None": None, "text": "1", "negative": -1.0, **NOT_FINITE, "on no device": HALF.to("meta"),
+                      "networks": torch.ones(3, dtype=F64)},
             "normalise": "choice",
         },
     ),
     kbe.prediction_scale: (
-        dict(distance=DISTANCE, y=LABELS, mu=HALF, normalise="weights"),
+        dict(distance=pair(DISTANCE), y=pair(LABELS), mu=pair(HALF), normalise="weights"),
         {
-            "distance": without(wrong_tensors(DISTANCE), "many axes") | {"negative": -DISTANCE, "a row": DISTANCE[0]},
-            "y": without(wrong_tensors(LABELS), "many axes"),
-            "mu": without(wrong_tensors(HALF), "many axes"),
+            "distance": without(wrong_tensors(DISTANCE), "many axes") | {"negative": -DISTANCE, "a row": DISTANCE[0],
+                                                                   "networks": DISTANCE.expand(3, 4, 4)},
+            "y": without(wrong_tensors(LABELS), "many axes") | {"networks": LABELS.expand(3, 4)},
+            "mu": without(wrong_tensors(HALF), "many axes") | {"networks": HALF.expand(3, 4)},
             "normalise": "choice",
         },
     ),
