@@ -130,7 +130,7 @@ def test_outputs_after_50_epochs_are_those_of_kbe_lib(science, loss):
 
 @pytest.mark.parametrize("readout", kbe.READOUTS)
 def test_readouts_far_out(science, readout):
-    """Value, derivative, logarithm and its derivative, also where a sigma underflows: log sigma comes from the logit."""
+    """Value, slope, logarithm and its slope, also where a sigma underflows: log sigma comes from the logit."""
     values = [-800.0, -745.5, -60.0, -5.0, -0.1, 0.1, 5.0, 25.0, 60.0]
     z = torch.tensor(values, dtype=torch.float64, requires_grad=True)
     value, log = kbe._read(torch.stack([z, z], dim=-1), ("raw", readout))[1:]
