@@ -6,11 +6,11 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
-.PHONY: help setup book test bench lint format serve lab lock audit clean
+.PHONY: help setup book pdf zip test test-browser bench lint format serve lab lock audit clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: .venv/installed  ## the virtual environment, with the pinned packages
 
@@ -32,9 +32,21 @@ book: .venv/installed  ## execute every chapter and build the pages, strictly
 	$(BIN)/jupyter-book build . -W -n --keep-going
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
 
-test: .venv/installed  ## unit tests, then every chapter as a notebook
-	$(BIN)/python -m pytest -n $(WORKERS) tests
+TAKE := _build/html/downloads/kernel-balanced-equation
+
+pdf: .venv/installed  ## the whole book as one PDF (needs chromium or google-chrome)
+	$(BIN)/jupyter-book build . --builder singlehtml
+	$(BIN)/python _ext/print_book.py _build/singlehtml/book/index.html $(TAKE).pdf
+
+zip: book  ## the pages as one zip, to be read with no network
+	$(BIN)/python _ext/pack_pages.py _build/html $(TAKE).zip
+
+test: .venv/installed  ## unit tests, pages in a browser, then every chapter as a notebook
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --nbmake --nbmake-timeout=900 book
+
+test-browser: .venv/installed  ## the built pages in chromium: network cut, formulas, sliders, accessibility
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/test_browser.py
 
 bench: .venv/installed  ## measure the engine against the loop; rewrites benchmarks/results.json
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_engine.py

@@ -82,8 +82,8 @@ def chance_of_another_verdict(claim: dict[str, str], value: float, low: float, h
 class Box:
     """A box for the page, Lab and Colab (HTML or Markdown), with a record for the build in the output's metadata."""
 
-    def __init__(self, kind: str, title: str, lines: list[str], record: dict):
-        self.kind, self.title, self.lines, self.record = kind, title, lines, record
+    def __init__(self, name: str, kind: str, title: str, lines: list[str], record: dict):
+        self.name, self.kind, self.title, self.lines, self.record = name, kind, title, lines, record
 
     def __repr__(self) -> str:
         return "  \n".join([f"**{self.title}**", *self.lines])
@@ -91,7 +91,7 @@ class Box:
     def _repr_mimebundle_(self, **_) -> tuple[dict, dict]:
         title, *lines = map(html.escape, [self.title, *self.lines])
         body = f'<p class="admonition-title">{title}</p>' + "".join(f"<p>{line}</p>" for line in lines)
-        box = f'<div class="admonition {self.kind}">{body}</div>'
+        box = f'<div class="admonition {self.kind}" id="{self.name}">{body}</div>'
         data = {"text/html": box, "text/markdown": repr(self), "text/plain": repr(self)}
         return data, {RECORD: self.record}
 
@@ -129,7 +129,7 @@ def verdict(name: str, value: float, interval: tuple[float, float], runs: str, d
     ]
     chance = chance_of_another_verdict(claim, value, low, high) if decidable else 0.0
     record = {"claim": name, "verdict": measured, "result": result, "chance of another": chance}
-    return Box(kind, f"{name} · {measured}", lines, record)
+    return Box(f"claim-{name}", kind, f"{name} · {measured}", lines, record)
 
 
 def equation(numbers: int | Sequence[int], kind: str, outcome: str) -> Box:
@@ -143,4 +143,5 @@ def equation(numbers: int | Sequence[int], kind: str, outcome: str) -> Box:
         if number not in range(1, 25):
             raise ValueError(f"numbers must lie between 1 and 24, got {number}")
     title = f"Paper's equation{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}: checked"
-    return Box("note", title, [f"{kind}: {outcome}"], {"equations": numbers, "kind": kind, "outcome": outcome})
+    record = {"equations": numbers, "kind": kind, "outcome": outcome}
+    return Box(f"checked-{'-'.join(map(str, numbers))}", "note", title, [f"{kind}: {outcome}"], record)

@@ -1,4 +1,4 @@
-"""The book's Sphinx hooks: a cache that notices the helpers, kernels that find them, links that know where they are."""
+"""What the book is made from: a cache that notices the helpers, kernels that find them, links that know where they are."""
 
 import hashlib
 import math
@@ -127,6 +127,8 @@ class Verdicts(Table):
         for name, claim in claims.items():
             statistic = f"{cell(claim['statistic'])}: **{cell(measured.get(name, 'not measured yet'))}**"
             verdict = f"[{claim['verdict']}]({claim['page']}.md)"
+            if name in measured:  # to the very box
+                verdict = f"{{ref}}`{claim['verdict']} <claim-{name.lower()}>`"
             yield f"| {name} | {cell(claim['place'])} | {cell(claim['claim'])} | {statistic} | {verdict} |"
         chances = {record["claim"]: record["chance of another"] for record in records if "claim" in record}
         at_least_one = 1 - math.prod(1 - chance for chance in chances.values())
@@ -150,11 +152,25 @@ class Equations(Table):
             if not own:
                 self.complain(f"equation {number} has no check")
             for check in own:
-                page = check["page"]
-                yield f"| {number} | {cell(check['kind'])} | {cell(check['outcome'])} | [{cell(page)}]({page}.md) |"
+                page, box = check["page"], "-".join(map(str, check["equations"]))
+                link = f"{{ref}}`{page} <{page}-checked-{box}>`"
+                yield f"| {number} | {cell(check['kind'])} | {cell(check['outcome'])} | {link} |"
         yield ""
         checked = set().union(*(check["equations"] for check in checks))
         yield f"**{len(checked)} of 24** equations have an executed check."
+
+
+class Take(Table):
+    """Where the whole book can be had as one file: links where the pages are published, else how to make them."""
+
+    def lines(self, _):
+        address = self.config.ogp_site_url
+        if address:
+            name = f"{address}downloads/kernel-balanced-equation"
+            yield f"The whole book as [one PDF]({name}.pdf), or as [one zip of these pages]({name}.zip) that needs no network."
+        else:
+            yield "`make pdf` makes the whole book as one PDF, and `make zip` one zip of these pages that needs no network."
+        yield "Each chapter's download button gives it as an executed notebook."
 
 
 def repository_url() -> str | None:
@@ -171,6 +187,7 @@ def repository_url() -> str | None:
 
 
 def link_to_repository(app, config):
+    config.ogp_site_url = re.sub(r"/*$", "/", os.environ["BOOK_URL"]) if os.environ.get("BOOK_URL") else ""
     url = repository_url()
     options = config.html_theme_options
     if url is None:  # no public repository known: no links, rather than links to nowhere
@@ -184,19 +201,6 @@ def link_to_repository(app, config):
     options.update(use_repository_button=True, use_edit_page_button=True, use_issues_button=True)
 
 
-def drop_second_thebe_script(app, pagename, templatename, context, doctree):
-    # sphinx-thebe adds its inline settings twice, and "const" may be declared only once
-    seen, kept = set(), []
-    for script in context.get("script_files", []):
-        body = getattr(script, "attributes", {}).get("body")
-        if body and "thebe" in body:
-            if body in seen:
-                continue
-            seen.add(body)
-        kept.append(script)
-    context["script_files"] = kept
-
-
 def setup(app):
     app.connect("config-inited", prepare_execution)
     app.connect("config-inited", link_to_repository)
@@ -205,5 +209,5 @@ def setup(app):
     app.connect("doctree-read", describe_pictures)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("equations", Equations)
-    app.connect("html-page-context", drop_second_thebe_script)
+    app.add_directive("take", Take)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,97 @@
+"""The pages' Sphinx hooks: nothing from outside and a policy that says so, boxes and functions that can be linked to."""
+
+import base64
+import hashlib
+import html
+import re
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util import logging
+from sphinx.util.nodes import make_refnode
+
+LOGGER = logging.getLogger(__name__)
+
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-hashes' {scripts}; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; font-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'"
+)
+INLINE_SCRIPT = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
+INLINE_HANDLER = re.compile(r'\son[a-z]+="([^"]*)"')
+# Roles that docutils gives to bibliographies and that ARIA 1.2 has withdrawn.
+WITHDRAWN_ROLES = (' role="doc-biblioentry"', ' role="doc-backlink"', ' role="list"')
+
+ROOT = Path(__file__).resolve().parent.parent
+# The names under which the chapters import the book's modules: kbe is kbe_lib, view is kbe_view.
+MODULES = {"kbe": "kbe_lib"} | {path.stem.removeprefix("kbe_"): path.stem for path in ROOT.glob("kbe_*.py")}
+CODE_NAME = re.compile(r"(\w+)\.(\w+)(?:\(.*\))?")
+
+
+def content_policy(page: str) -> str:
+    """The policy under which a page runs its own scripts and handlers, named by their hashes, and loads from its site alone."""
+    bodies = INLINE_SCRIPT.findall(page) + [html.unescape(body) for body in INLINE_HANDLER.findall(page)]
+    hashes = sorted({base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for body in bodies})
+    return POLICY.format(scripts=" ".join(f"'sha256-{digest}'" for digest in hashes))
+
+
+def seal(page: str) -> str:
+    """The page with its policy, which must stand before the first script."""
+    for role in WITHDRAWN_ROLES:
+        page = page.replace(role, "")
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>\n', "", page)
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{content_policy(page)}">\n'
+    return page.replace("<head>", f"<head>\n{policy}", 1)
+
+
+def seal_pages(app, exception):
+    if exception or app.builder.name != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        if path.relative_to(app.outdir).parts[0] not in ("_static", "vendor"):
+            page = path.read_text(encoding="utf-8")
+            if "<head>" in page:
+                path.write_text(seal(page), encoding="utf-8")
+
+
+def drop_thebe(app, pagename, templatename, context, doctree):
+    # Jupyter Book always loads sphinx-thebe, which would fetch scripts from elsewhere; nothing here uses it
+    def stays(file):
+        return "thebe" not in str(getattr(file, "filename", "")) + str(getattr(file, "attributes", {}).get("body", ""))
+
+    for files in ("script_files", "css_files"):
+        context[files] = [file for file in context.get(files, []) if stays(file)]
+
+
+def name_boxes(app, doctree):
+    """Make the boxes of verdicts and checked equations known as targets of references: claim-c18, PAGE-checked-7."""
+    page = app.env.docname
+    for raw in doctree.findall(nodes.raw):
+        match = re.match(r'<div class="admonition \w+" id="((?:claim|checked)-[\w-]+)">', raw.astext())
+        if match:
+            name = match[1] if match[1].startswith("claim") else f"{Path(page).name}-{match[1]}"
+            app.env.get_domain("std").note_hyperlink_target(name.lower(), page, match[1])
+
+
+def link_code(app, doctree, docname):
+    """`kbe.train` in the text leads to the documentation of the function."""
+    functions = app.env.get_domain("py").objects
+    for literal in list(doctree.findall(nodes.literal)):
+        match = CODE_NAME.fullmatch(literal.astext())
+        if match and not isinstance(literal.parent, nodes.reference | nodes.title):
+            entry = functions.get(f"{MODULES.get(match[1], match[1])}.{match[2]}")
+            if entry and entry.docname != docname:
+                literal.replace_self(make_refnode(app.builder, docname, entry.docname, entry.node_id, literal.copy()))
+
+
+def skip_fields(app, what, name, obj, skip, options):
+    # the fields of a NamedTuple are told in its docstring; on their own they would read "alias for field number 0"
+    return skip or type(obj).__name__ == "_tuplegetter"
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", skip_fields)
+    app.connect("html-page-context", drop_thebe)
+    app.connect("doctree-read", name_boxes)
+    app.connect("doctree-resolved", link_code)
+    app.connect("build-finished", seal_pages)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
