@@ -17,7 +17,9 @@ N separate points, in which nothing is shared, is the ordinary direct algorithm,
 
 import math
 import operator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +29,10 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from kbe_lib import JUMP, Dataset, Params, Readout, Run
+import kbe_remedies
+from kbe_lib import Dataset, Floored, Params, Readout, Run
+from kbe_losses import LOSSES as LOSS_FUNCTIONS
+from kbe_remedies import Remedy
 
 # ----------------------------------------------------------------------------- a vector register as a Numba type
 
@@ -162,6 +167,18 @@ def constant(typing_context, value, like):
 
 
 @intrinsic
+def square_root(typing_context, x):
+    """The square root of a vector."""
+
+    def generate(context, builder, signature, values):
+        kind = ir.FunctionType(values[0].type, [values[0].type])
+        name = f"llvm.sqrt.v{x.width}f{x.dtype.bitwidth}"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
+
+    return x(x), generate
+
+
+@intrinsic
 def power_of_two(typing_context, shifted):
     """2^k for a vector k + 1.5 * 2^m, m the number of mantissa bits: k moves from the last bits to the exponent."""
     bits, mantissa = shifted.dtype.bitwidth, 23 if shifted.dtype.bitwidth == 32 else 52
@@ -242,8 +259,27 @@ def elu(z):
 # order of names changed in another file.
 RAW, ELU, ELU_PLUS_1, SOFTPLUS, EXP, SIGMOID = range(6)
 READOUTS = {"raw": RAW, "elu": ELU, "elu+1": ELU_PLUS_1, "softplus": SOFTPLUS, "exp": EXP, "sigmoid": SIGMOID}
-GAUSSIAN, PRINTED, SQUARED = range(3)
-LOSSES = {"gaussian": GAUSSIAN, "printed": PRINTED, "squared": SQUARED}
+GAUSSIAN, PRINTED, SQUARED, LAPLACE, STUDENT_T, BETA, FAITHFUL, CLAMPED, GAMMA_PRIOR = range(9)
+LOSSES = {
+    "gaussian": GAUSSIAN, "printed": PRINTED, "squared": SQUARED, "laplace": LAPLACE, "student_t": STUDENT_T,
+    "beta": BETA, "faithful": FAITHFUL, "clamped": CLAMPED, "gamma_prior": GAMMA_PRIOR,
+}  # fmt: skip
+# The parameters that a loss has besides its arguments, and the values of those that are not given.
+PARAMETERS = {
+    "student_t": {"nu": 3.0},
+    "beta": {"beta": 0.5},
+    "clamped": {"eps": 1e-6},
+    "gamma_prior": {"shape": 1.0, "rate": 0.02},
+}
+
+
+scramble = njit(kbe_remedies.scramble)
+
+
+@njit
+def uniform(key, place):
+    """A random number in [0, 1), the one of `kbe_remedies.uniform`."""
+    return float(scramble(key, np.uint64(place)) >> np.uint64(11)) * 2.0**-53
 
 
 @njit
@@ -275,9 +311,47 @@ def read(z, readout):
 
 
 @njit
-def slope_in_mu(error, inverse, loss):
-    """d loss / d mu of one point at error = mu - y and inverse = 1 / sigma; other location-scale families go here."""
-    return error if loss == SQUARED else error * inverse * inverse
+def read_sigma(z, readout, floor):
+    """As `read`, with a floor: sigma^2 = R^2 + floor^2."""
+    value, slope, log_slope = read(z, readout)
+    if floor > 0.0:
+        bare = value
+        value = square_root(bare * bare + floor * floor)
+        slope = slope * bare / value
+        log_slope = slope / value
+    return value, slope, log_slope
+
+
+@njit
+def slopes(error, sigma, inverse, d_sigma, d_log_sigma, loss, first, second):
+    """Derivatives of the loss of one point by mu and by the logit of sigma, at error = mu - y and inverse = 1 / sigma.
+
+    A location-scale family depends on error / sigma alone beside log sigma, so that d loss / d log sigma is
+    1 - error * d loss / d mu.  What is not such a family says so.
+    """
+    by_mu = error * inverse * inverse
+    if loss == GAUSSIAN:
+        return by_mu, (1.0 - error * by_mu) * d_log_sigma
+    if loss == LAPLACE:
+        by_mu = where(error < 0.0, -1.0, where(0.0 < error, 1.0, error)) * absolute(inverse)
+    elif loss == STUDENT_T:
+        by_mu = by_mu * (first + 1.0) / (error * error * inverse * inverse + first)
+    elif loss == PRINTED:
+        return by_mu, d_sigma - error * by_mu * d_log_sigma
+    elif loss == SQUARED:
+        return error, 0.0 * error
+    elif loss == FAITHFUL:
+        return error, (1.0 - error * by_mu) * d_log_sigma
+    elif loss == GAMMA_PRIOR:
+        prior = 2.0 * (first - 1.0) - 2.0 * second * inverse * inverse
+        return by_mu, (1.0 - error * by_mu + prior) * d_log_sigma
+    elif loss == CLAMPED:
+        by_mu = error / larger(sigma * sigma, first)
+        return by_mu, (1.0 - error * by_mu) / larger(sigma * sigma, first) * sigma * d_sigma
+    elif loss == BETA:
+        weight = absolute(sigma) if first == 0.5 else sigma * sigma
+        return weight * by_mu, weight * (1.0 - error * by_mu) * d_log_sigma
+    return by_mu, (1.0 - error * by_mu) * d_log_sigma
 
 
 # ------------------------------------------------------------------------------------------------------ the kernel
@@ -298,6 +372,7 @@ class Plan(NamedTuple):
     parent: np.ndarray  # (nodes,)     the partial sum that a node continues; nodes 0 and 1 are the empty sums
     unit: np.ndarray  # (nodes,)       the unit of the last layer that a node adds
     ends: np.ndarray  # (S, 2)         the two nodes that add up to the logit of a string
+    last: np.ndarray  # (S, b)         the units of the last layer in each string
 
 
 def make_plan(units: np.ndarray, n_layers: int) -> Plan:
@@ -324,8 +399,26 @@ def make_plan(units: np.ndarray, n_layers: int) -> Plan:
         ends.append(node)
     parent, unit = np.concatenate(nodes).T.copy()
     return Plan(
-        np.array(first), np.concatenate(taps), np.array(position), np.array(start), parent, unit, np.stack(ends, -1)
-    )
+        np.array(first), np.concatenate(taps), np.array(position), np.array(start), parent, unit, np.stack(ends, -1),
+        units,
+    )  # fmt: skip
+
+
+class Rule(NamedTuple):
+    """`kbe_lib.train`'s settings beside the data, as numbers."""
+
+    loss: int
+    first: float  #           parameters of the loss
+    second: float
+    floor: float  #           under sigma
+    jump: float  #            what is a failure
+    weight: float  #          the loss of a point counts weight / N
+    clip: float  #            the rest is as in `kbe_remedies.Remedy`
+    adam: bool
+    detached: bool  #         only mu's gradient reaches the trunk
+    label_noise: float
+    dropout: float
+    seed: np.uint64
 
 
 class Net(NamedTuple):
@@ -354,10 +447,10 @@ class Memory(NamedTuple):
 
 
 @njit
-def forward(net, plan, memory, channels, heads):
-    """Units layer by layer, then the partial sums of the heads."""
-    h, slope, tap, node = memory.h, memory.slope, memory.tap, memory.node
-    C, H = len(channels), len(heads)
+def forward(net, plan, memory, channels):
+    """Units layer by layer."""
+    h, slope, tap = memory.h, memory.slope, memory.tap
+    C = len(channels)
     n_layers = len(plan.first) - 2
     for layer in range(n_layers):
         below, here, above = plan.first[layer], plan.first[layer + 1], plan.first[layer + 2]
@@ -377,6 +470,13 @@ def forward(net, plan, memory, channels, heads):
                 value, derivative = elu(z)
                 store(h, u * C + c, value)
                 store(slope, u * C + c, derivative)
+
+
+@njit
+def sum_up(net, plan, memory, channels, heads):
+    """The partial sums of the heads."""
+    h, node = memory.h, memory.node
+    C, H = len(channels), len(heads)
     for head in range(H):
         store(node, head, load(net.head_bias, head))
     for j in range(len(plan.position)):
@@ -390,8 +490,11 @@ def forward(net, plan, memory, channels, heads):
 
 
 @njit
-def read_out(plan, memory, count, epoch, readouts, loss):
-    """Outputs of all strings, how far they moved, and the derivative of the summed loss by the logits."""
+def read_out(plan, memory, count, epoch, readouts, rule, judged):
+    """Outputs of all strings, how far they moved, and the derivative of the summed loss by the logits.
+
+    If not judged, only the derivative: with dropout the outputs that count are those without.
+    """
     node, d_node, output = memory.node, memory.d_node, memory.output
     H, S = len(readouts), len(plan.ends)
     now, before = epoch % 2 * S * H, (epoch + 1) % 2 * S * H
@@ -400,39 +503,72 @@ def read_out(plan, memory, count, epoch, readouts, loss):
     d_node[:] = 0
     for s in range(S):
         left, right = plan.ends[s, 0] * H, plan.ends[s, 1] * H
-        n0, n1 = load(count, s), load(count, S + s)
-        n = n0 + n1
+        # how many labels 0 and 1 mu learns from here, and sigma
+        m0, m1, s0, s1 = load(count, s), load(count, S + s), load(count, 2 * S + s), load(count, 3 * S + s)
+        n = m0 + m1 + s0 + s1
         mu, d_mu, _ = read(load(node, left) + load(node, right), readouts[0])
-        change = where(0.0 < n, mu - load(output, before + s * H), 0.0)
-        store(output, now + s * H, mu)
-        poison = poison + (change - change)
-        moved = larger(moved, absolute(change))
-        inverse = n
-        if H == 2:
-            sigma, d_sigma, d_log_sigma = read(load(node, left + 1) + load(node, right + 1), readouts[1])
-            inverse = 1.0 / sigma
-            change = where(0.0 < n, sigma - load(output, before + s * H + 1), 0.0)
-            store(output, now + s * H + 1, sigma)
+        sigma, d_sigma, d_log_sigma, inverse = mu, mu, mu, mu
+        if judged:
+            change = where(0.0 < n, mu - load(output, before + s * H), 0.0)
+            store(output, now + s * H, mu)
             poison = poison + (change - change)
             moved = larger(moved, absolute(change))
+        if H == 2:
+            sigma, d_sigma, d_log_sigma = read_sigma(
+                load(node, left + 1) + load(node, right + 1), readouts[1], rule.floor
+            )
+            inverse = 1.0 / sigma
+            if judged:
+                change = where(0.0 < n, sigma - load(output, before + s * H + 1), 0.0)
+                store(output, now + s * H + 1, sigma)
+                poison = poison + (change - change)
+                moved = larger(moved, absolute(change))
+        by_mu0, by_z0 = slopes(mu, sigma, inverse, d_sigma, d_log_sigma, rule.loss, rule.first, rule.second)
+        by_mu1, by_z1 = slopes(mu - 1.0, sigma, inverse, d_sigma, d_log_sigma, rule.loss, rule.first, rule.second)
         # a label that does not occur counts as 0 also where its slope overflows
-        slope0 = where(0.0 < n0, n0 * slope_in_mu(mu, inverse, loss), 0.0)
-        slope1 = where(0.0 < n1, n1 * slope_in_mu(mu - 1.0, inverse, loss), 0.0)
-        d_z = where(0.0 < n, (slope0 + slope1) * d_mu, 0.0)
+        d_z = where(0.0 < m0, m0 * by_mu0 * d_mu, 0.0) + where(0.0 < m1, m1 * by_mu1 * d_mu, 0.0)
         store(d_node, left, load(d_node, left) + d_z)
         store(d_node, right, load(d_node, right) + d_z)
-        if H == 2 and loss != SQUARED:
-            # a location-scale family depends on error / sigma, so d loss / d log sigma = 1 - error * d loss / d mu
-            own = n * d_sigma if loss == PRINTED else n * d_log_sigma
-            d_z = where(0.0 < n, own - (slope0 * mu + slope1 * (mu - 1.0)) * d_log_sigma, 0.0)
+        if H == 2:
+            d_z = where(0.0 < s0, s0 * by_z0, 0.0) + where(0.0 < s1, s1 * by_z1, 0.0)
             store(d_node, left + 1, load(d_node, left + 1) + d_z)
             store(d_node, right + 1, load(d_node, right + 1) + d_z)
-    store(memory.moved, 0, moved)
-    store(memory.poison, 0, poison)
+    if judged:
+        store(memory.moved, 0, moved)
+        store(memory.poison, 0, poison)
 
 
 @njit
-def backward(net, gradient, plan, memory, channels, heads):
+def drop(plan, memory, channels, key, rule):
+    """Multiply the outputs of the last layer, and their derivatives, by 0 or 1 / (1 - dropout)."""
+    C = len(channels)
+    n_strings, n_bits = plan.last.shape
+    for lane in range(len(key)):
+        for s in range(n_strings):
+            for c in range(C):
+                for p in range(n_bits):
+                    place = n_strings + (s * C + c) * n_bits + p  # the first places are the labels'
+                    kept = 0.0 if uniform(key[lane], place) < rule.dropout else 1 / (1 - rule.dropout)
+                    memory.h[plan.last[s, p] * C + c, lane] *= kept
+                    memory.slope[plan.last[s, p] * C + c, lane] *= kept
+
+
+@njit
+def flip(count, string, label, share, key, rule):
+    """Count the labels anew, each of them turned over with the probability of label noise."""
+    S = len(count) // 4
+    count[:] = 0
+    for lane in range(len(string)):
+        for i in range(string.shape[1]):
+            y = label[lane, i]
+            if uniform(key[lane], i) < rule.label_noise:
+                y = 1 - y
+            count[y * S + string[lane, i], lane] += share[0, i]
+            count[(2 + y) * S + string[lane, i], lane] += share[1, i]
+
+
+@njit
+def backward(net, gradient, plan, memory, channels, heads, detached):
     """The derivatives of the summed loss by all parameters, from those by the logits."""
     h, slope, d_h, d_tap, d_node = memory.h, memory.slope, memory.d_h, memory.d_tap, memory.d_node
     C, H = len(channels), len(heads)
@@ -448,7 +584,7 @@ def backward(net, gradient, plan, memory, channels, heads):
                 store(d_node, parent, load(d_node, parent) + load(d_node, q * H + head))
             for c in range(C):
                 total = load(d_h, plan.unit[q] * C + c)
-                for head in range(H):
+                for head in range(1 if detached else H):
                     total = total + load(d_node, q * H + head) * load(net.head, (p * H + head) * C + c)
                 store(d_h, plan.unit[q] * C + c, total)
             for head in range(H):
@@ -490,13 +626,33 @@ def backward(net, gradient, plan, memory, channels, heads):
 
 
 @njit
-def step(net, gradient, previous, memory, rate):
-    """theta - rate * gradient, the theta before kept; a lane with rate 0 is frozen."""
+def step(net, gradient, previous, moments, sigma_head, rate, epoch, rule, n_points):
+    """theta - rate * gradient of the loss, the theta before kept; a lane with rate 0 is frozen."""
     size = load(rate, 0)
     poison = constant(0.0, size)
-    for j in range(net.flat.shape[0]):
+    P = net.flat.shape[0]
+    scale = constant(rule.weight / n_points, size)  # from the sum over a network's points to the loss
+    if rule.clip < np.inf:
+        square = poison
+        for j in range(P):
+            g = scale * load(gradient.flat, j)
+            square = square + g * g
+        scale = scale * (rule.clip / larger(square_root(square), constant(rule.clip, size)))
+    plain = size * scale
+    first, second = 1 - 0.9 ** (epoch + 1), 1 - 0.999 ** (epoch + 1)
+    for j in range(P):
         old = load(net.flat, j)
-        new = where(0.0 < size, old - size * load(gradient.flat, j), old)
+        g = load(gradient.flat, j)
+        lr, decay = sigma_head[0, j], sigma_head[1, j]
+        if rule.adam:
+            g = scale * g + decay * old
+            moment, square = load(moments, j) * 0.9 + g * 0.1, load(moments, P + j) * 0.999 + g * g * 0.001
+            store(moments, j, moment)
+            store(moments, P + j, square)
+            change = size * lr * (moment / first) / (square_root(square / second) + 1e-8)
+        else:
+            change = lr * (plain * g + size * decay * old)
+        new = where(0.0 < size, old - change, old)
         poison = poison + (new - new)
         store(previous, j, old)
         store(net.flat, j, new)
@@ -504,27 +660,38 @@ def step(net, gradient, previous, memory, rate):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def train_lanes(net, gradient, previous, plan, memory, count, rate, epochs, jump, channels, readouts, loss, checkpoints,
-                string, mu, sigma, failed_at, frozen_at):  # fmt: skip
+def train_lanes(net, gradient, previous, moments, plan, memory, count, label, share, sigma_head, rate, networks, epochs,
+                channels, readouts, rule, checkpoints, string, mu, sigma, failed_at, frozen_at, kick):  # fmt: skip
     """Train one network per lane through all epochs, writing what `kbe_lib.Run` holds into the last arguments."""
     kept = 0
     poison = constant(0.0, load(rate, 0))
+    key = np.zeros(len(networks), np.uint64)
     for epoch in range(epochs + 1):
-        forward(net, plan, memory, channels, readouts)
-        read_out(plan, memory, count, epoch, readouts, loss)
+        forward(net, plan, memory, channels)
+        sum_up(net, plan, memory, channels, readouts)
+        if rule.label_noise > 0.0 or rule.dropout > 0.0:
+            for lane in range(len(key)):
+                key[lane] = scramble(scramble(rule.seed, networks[lane]), np.uint64(epoch))
+        if rule.label_noise > 0.0:
+            flip(count, string, label, share, key, rule)
+        read_out(plan, memory, count, epoch, readouts, rule, True)
         if epoch > 0:
             store(memory.poison, 0, load(memory.poison, 0) + poison)
-            judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at)
+            judge(net, previous, memory, rate, epoch, rule.jump, failed_at, frozen_at, kick)
         if kept < len(checkpoints) and epoch == checkpoints[kept]:
             record(memory.output, epoch % 2 * len(plan.ends), len(readouts), string, mu[:, kept], sigma[:, kept])
             kept += 1
         if epoch < epochs:
-            backward(net, gradient, plan, memory, channels, readouts)
-            poison = step(net, gradient, previous, memory, rate)
+            if rule.dropout > 0.0:
+                drop(plan, memory, channels, key, rule)
+                sum_up(net, plan, memory, channels, readouts)
+                read_out(plan, memory, count, epoch, readouts, rule, False)
+            backward(net, gradient, plan, memory, channels, readouts, rule.detached)
+            poison = step(net, gradient, previous, moments, sigma_head, rate, epoch, rule, string.shape[1])
 
 
 @njit
-def judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at):
+def judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at, kick):
     """Note who failed in this epoch, and take those that are not finite back to the epoch before."""
     size = len(memory.output) // 2
     now, before = epoch % 2 * size, (epoch + 1) % 2 * size
@@ -532,6 +699,7 @@ def judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at):
         finite = memory.poison[0, lane] == 0
         if failed_at[lane] > epoch and not (finite and memory.moved[0, lane] <= jump):
             failed_at[lane] = epoch
+        kick[lane] = max(kick[lane], memory.moved[0, lane]) if finite else np.inf
         if not finite:
             frozen_at[lane] = min(frozen_at[lane], epoch)
             rate[0, lane] = 0
@@ -560,11 +728,15 @@ def objection(params: Params, data: Dataset, loss: object, readout: Readout) -> 
         return f"needs params on the CPU, got device {theta.device}"
     if theta.dtype not in (torch.float32, torch.float64):
         return f"needs params in float32 or float64, got {theta.dtype}"
-    if loss not in LOSSES:
-        return f"needs loss to be one of {tuple(LOSSES)}, got {loss!r}"
-    names = {readout} if isinstance(readout, str) else set(readout)
-    if not names <= READOUTS.keys():
-        return f"needs readout to be one of {tuple(READOUTS)} or a pair of them, got {readout!r}"
+    if "nu.weight" in params:
+        return "needs one head or two, got a third one"
+    name, values = name_of_loss(loss)
+    if name not in LOSSES:
+        return f"needs loss to be one of {tuple(LOSSES)} or a partial of its function, got {loss!r}"
+    if not values.keys() <= PARAMETERS.get(name, {}).keys() or not all(isinstance(v, float) for v in values.values()):
+        return f"needs parameters of loss {name!r} to be floats of {PARAMETERS.get(name, {})}, got {values}"
+    if name == "beta" and values.get("beta", 0.5) not in (0.5, 1.0):
+        return f"needs beta to be 0.5 or 1.0, got {values['beta']}"
     for name, values in (("data.x", data.x), ("data.y", data.y)):
         other = values[(values != 0) & (values != 1)]
         if len(other):
@@ -572,9 +744,17 @@ def objection(params: Params, data: Dataset, loss: object, readout: Readout) -> 
     return None
 
 
-def train(params: Params, data: Dataset, epochs: int, step_size: float, loss: str, readout: Readout,
-          checkpoints: list[int], workers: int) -> Run:  # fmt: skip
-    """`kbe_lib.train` once its arguments are checked; step_size is that under the mean loss.
+def name_of_loss(loss: object) -> tuple[str | None, dict[str, float]]:
+    """A loss's name in LOSSES and its parameters, for a name or for a `functools.partial` of a function of LOSSES."""
+    if isinstance(loss, partial) and not loss.args:
+        names = [name for name, function in LOSS_FUNCTIONS.items() if function is loss.func]
+        return (names[0] if names else None), dict(loss.keywords)
+    return (loss if isinstance(loss, str) else None), {}
+
+
+def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: int, loss: object, readout: Readout,
+          remedy: Remedy, jump: float, checkpoints: list[int], workers: int) -> Run:  # fmt: skip
+    """`kbe_lib.train` once its arguments are checked; lr (M,), weight as in `Rule`.
 
     Threads share the networks out in blocks, one network per lane; lanes never meet, so the result does not depend on
     who shares a block or how many threads there are.
@@ -585,11 +765,32 @@ def train(params: Params, data: Dataset, epochs: int, step_size: float, loss: st
     n_channels = theta.shape[1]
     heads = [name.removesuffix(".weight") for name in params if name.endswith(".weight") and name[:4] != "conv"]
     n_layers = len(params) // 2 - len(heads)
-    readouts = tuple(READOUTS[readout if isinstance(readout, str) else readout[i]] for i in range(len(heads)))
+    of_mu, of_sigma = (readout, readout) if isinstance(readout, str) else readout
+    of_sigma, floor = of_sigma if isinstance(of_sigma, Floored) else (of_sigma, 0.0)
+    readouts = (READOUTS[of_mu], READOUTS[of_sigma])[: len(heads)]
+    name, values = name_of_loss(loss)
+    numbers = [*(PARAMETERS.get(name, {}) | values).values(), 0.0, 0.0]
+    rule = Rule(
+        LOSSES[name], numbers[0], numbers[1], float(floor), float(jump), float(weight), remedy.clip, remedy.adam,
+        not remedy.sigma_to_trunk, remedy.label_noise, remedy.dropout, np.uint64(remedy.seed),
+    )  # fmt: skip
     labels = data.y.numpy().astype(np.int64)
-    plan, string, bits = arrange(data.x.numpy().astype(np.int64), n_layers)
+    # dropout draws for every point on its own, so units must not be shared
+    plan, string, bits = arrange(data.x.numpy().astype(np.int64), n_layers, separate=remedy.dropout > 0)
+    share = np.ones((2, n_points))
+    if held := remedy.n_held_out(n_points):
+        rest = n_points - held
+        share[0] = np.where(np.arange(n_points) < rest, n_points / rest, 0)
+        share[1] = np.where(np.arange(n_points) < rest, 0, n_points / held)
     mu, sigma = np.empty((2, n_networks, len(checkpoints), n_points), dtype)
     failed_at, frozen_at = np.full((2, n_networks), np.inf, dtype)
+    kick = np.zeros(n_networks, dtype)
+    own = empty_net(n_layers, n_channels, len(heads), data.x.shape[2], 1, dtype)  # 1 for parameters of sigma's head
+    for name, view in by_name(own, heads, n_channels).items():
+        view[:] = name.startswith("sigma")
+    sigma_head = np.stack([1 + (remedy.sigma_lr - 1) * own.flat[:, 0], remedy.sigma_decay * own.flat[:, 0]]).astype(
+        dtype
+    )
     trained = {name: torch.empty_like(value) for name, value in params.items()}
     width = REGISTER // dtype.itemsize
 
@@ -602,15 +803,21 @@ def train(params: Params, data: Dataset, epochs: int, step_size: float, loss: st
             view[:size] = params[name][block].detach().numpy().reshape(view[:size].shape)
         memory = empty_memory(plan, n_channels, len(heads), width, dtype)
         memory.h[n_channels : plan.first[1] * n_channels : n_channels, :size] = bits[block].T
-        count = np.zeros((2, len(plan.ends), width), dtype)
-        np.add.at(count, (labels[block], string[block], np.arange(size)[:, None]), 1)
+        count = np.zeros((2, 2, len(plan.ends), width), dtype)
+        for head in range(2):
+            np.add.at(count[head], (labels[block], string[block], np.arange(size)[:, None]), share[head])
+        rate = np.zeros((1, width), dtype)
+        rate[0, :size] = lr[block]
         failed, frozen = np.full((2, width), np.inf, dtype)
+        kicks = np.zeros(width, dtype)
+        moments = np.zeros((2 * len(net.flat) if remedy.adam else 0, width), dtype)
         train_lanes(
-            net, gradient, net.flat.copy(), plan, memory, count.reshape(-1, width),
-            np.full((1, width), step_size / n_points, dtype), epochs, JUMP, tuple(range(n_channels)), readouts,
-            LOSSES[loss], np.array(checkpoints, np.int64), string[block], mu[block], sigma[block], failed, frozen,
+            net, gradient, net.flat.copy(), moments, plan, memory, count.reshape(-1, width), labels[block], share,
+            sigma_head, rate, np.arange(start, start + width, dtype=np.uint64), epochs, tuple(range(n_channels)),
+            readouts, rule, np.array(checkpoints, np.int64), string[block], mu[block], sigma[block], failed, frozen,
+            kicks,
         )  # fmt: skip
-        failed_at[block], frozen_at[block] = failed[:size], frozen[:size]
+        failed_at[block], frozen_at[block], kick[block] = failed[:size], frozen[:size], kicks[:size]
         for name, view in views.items():
             trained[name][block] = torch.from_numpy(view[:size].reshape(trained[name][block].shape))
 
@@ -620,21 +827,77 @@ def train(params: Params, data: Dataset, epochs: int, step_size: float, loss: st
     recorded = (torch.from_numpy(output) for output in (mu, sigma))
     mu, sigma = (*recorded,) if len(heads) == 2 else (next(recorded), None)
     failures = torch.from_numpy(failed_at), torch.from_numpy(frozen_at)
-    return Run(torch.tensor(checkpoints), mu, sigma, *failures, trained, "fast")
+    return Run(torch.tensor(checkpoints), mu, sigma, *failures, trained, "fast", torch.from_numpy(kick))
 
 
-def arrange(x: np.ndarray, n_layers: int) -> tuple[Plan, np.ndarray, np.ndarray]:
-    """The cheaper plan for data x (M, N, b), the string of each point (M, N), and what feeds layer 0 (M, inputs)."""
+# Epochs before networks at rest are looked for; a look costs one epoch.
+FIRST_STAGE = 64
+
+
+def in_stages(
+    train_stage: Callable[[torch.Tensor, Params, Dataset, int, list[int]], Run],
+    params: Params,
+    data: Dataset,
+    epochs: int,
+    checkpoints: list[int],
+) -> Run:
+    """Train in stages, each as long as all before it together, and leave networks at rest behind.
+
+    A network is at rest when one more epoch leaves every parameter as it is, to the last bit.  Where a step depends on
+    nothing but parameters and data it would never move again, so that it keeps its state and no result changes.  That
+    is the fate of most networks after a failure, when their sigmoids are flat.
+
+    Args:
+        train_stage: (networks, their params, their data, epochs, checkpoints) -> Run.
+    """
+    if epochs <= FIRST_STAGE:
+        return train_stage(torch.arange(len(data.y)), params, data, epochs, checkpoints)
+    params = {name: value.detach().clone() for name, value in params.items()}
+    (n_networks, n_points), like, at = data.y.shape, params["conv1.weight"], torch.tensor(checkpoints)
+    mu, sigma = like.new_empty(2, n_networks, len(at), n_points)
+    failed_at, frozen_at = like.new_full((2, n_networks), torch.inf)
+    kick = like.new_zeros(n_networks)
+    moving, end = torch.arange(n_networks), 0
+    while end < epochs and len(moving):
+        start, end = end, min(max(FIRST_STAGE, 2 * end), epochs)
+        some = Dataset(data.x[moving], data.y[moving])
+        now = ((at >= start) & (at <= end)).nonzero()[:, 0]
+        run = train_stage(
+            moving, {name: value[moving] for name, value in params.items()}, some, end - start,
+            sorted({*(at[now] - start).tolist(), end - start}),
+        )  # fmt: skip
+        failed_at[moving] = torch.minimum(failed_at[moving], start + run.failed_at)
+        frozen_at[moving] = torch.minimum(frozen_at[moving], start + run.frozen_at)
+        kick[moving] = torch.maximum(kick[moving], run.kick)
+        for name in params:
+            params[name][moving] = run.params[name]
+        after = train_stage(moving, run.params, some, 1, [1]) if end < epochs else run
+        moves = torch.stack([(after.params[name] != run.params[name]).flatten(1).any(1) for name in params]).any(0)
+        moves |= after.frozen_at.isfinite() & frozen_at[moving].isinf()  # about to stop being finite
+        later = (at > end).nonzero()[:, 0]
+        for kept, output in ((mu, run.mu), (sigma, run.sigma)):
+            if output is not None:
+                kept[moving[:, None], now] = output[:, : len(now)]
+                kept[moving[~moves, None], later] = output[~moves, -1:]
+        moving = moving[moves]
+    return Run(at, mu, None if run.sigma is None else sigma, failed_at, frozen_at, params, run.engine, kick)
+
+
+def arrange(x: np.ndarray, n_layers: int, separate: bool = False) -> tuple[Plan, np.ndarray, np.ndarray]:
+    """The cheaper plan for data x (M, N, b), the string of each point (M, N), and what feeds layer 0 (M, inputs).
+
+    If separate, the plan that treats every point on its own, whatever it costs.
+    """
     n_networks, n_points, n_bits = x.shape
     place = 2 ** np.arange(n_bits - 1, -1, -1)
     cost_of_direct = n_points * (n_bits * (3 * n_layers + 1) + 1)
-    if 2**n_bits < cost_of_direct:
+    if not separate and 2**n_bits < cost_of_direct:
         table = make_plan(np.arange(2**n_bits)[:, None] // place % 2, n_layers)
         # in units of one ELU with its derivative; what a unit below the last layer adds to its neighbours costs two
         if len(table.taps) + 2 * table.first[-2] + len(table.unit) + len(table.ends) < cost_of_direct:
             return table, x @ place, np.ones((n_networks, 1))
-    separate = make_plan(1 + np.arange(n_points * n_bits).reshape(n_points, n_bits), n_layers)
-    return separate, np.tile(np.arange(n_points), (n_networks, 1)), x.reshape(n_networks, -1)
+    direct = make_plan(1 + np.arange(n_points * n_bits).reshape(n_points, n_bits), n_layers)
+    return direct, np.tile(np.arange(n_points), (n_networks, 1)), x.reshape(n_networks, -1)
 
 
 def empty_net(n_layers: int, n_channels: int, n_heads: int, n_bits: int, width: int, dtype: np.dtype) -> Net:

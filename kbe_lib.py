@@ -1,9 +1,10 @@
 """The science behind *The kernel-balanced equation, executable*, in the paper's order.
 
 Everything acts on ensembles: M networks at once, each with a data set of its own of N points with b bits; one
-network is M = 1.  H counts the heads of a network (1: mean only, 2: mean and standard deviation), T the recorded
-epochs, P the parameters.  Parameters are the dictionary of stacked tensors that `torch.func.stack_module_state`
-makes of M ordinary modules.  Functions are pure: what is random takes a generator, nothing is kept between calls.
+network is M = 1.  H counts the heads of a network (1: mean only, 2: mean and standard deviation, 3: degrees of freedom
+of a Student-t as well), T the recorded epochs, P the parameters.  Parameters are the dictionary of stacked tensors that
+`torch.func.stack_module_state` makes of M ordinary modules.  Functions are pure: what is random takes a generator,
+nothing is kept between calls.
 
 Time: a gradient descent of step size eta (the learning rate) for n epochs stands for a flow of duration t = eta * n,
 under the loss as written: the mean over the points unless `reduction="sum"` is asked for.
@@ -24,8 +25,32 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 from torch import Generator, Tensor
 
+# losses (eqs 8 and 14, and their relatives) are part of this module, their text is in a file of its own
+from kbe_losses import (  # noqa: F401
+    LOSSES,
+    beta_nll,
+    clamped_nll,
+    faithful_nll,
+    gamma_prior_nll,
+    gaussian_nll,
+    laplace_nll,
+    printed_loss,
+    squared_error,
+    student_t_nll,
+)
+from kbe_remedies import PLAIN, Remedy, uniform
+
 Params = dict[str, Tensor]
-Readout = str | tuple[str, str]
+
+
+class Floored(NamedTuple):
+    """A readout of sigma with a floor under it: sigma^2 = R(z)^2 + floor^2, smooth, and even in R(z)."""
+
+    readout: str
+    floor: float
+
+
+Readout = str | tuple[str, str | Floored]
 
 # A network has failed once one epoch moves one of its outputs by more than this, a quarter of the labels' range.  A
 # test for infinity would depend on the float format; a threshold does not, and its value hardly matters, because a
@@ -117,13 +142,14 @@ def init_networks(
         Parameters "conv1.weight" (M, C, 1, 3), "conv1.bias" (M, C), ..., "mu.weight" (M, 1, C b), "mu.bias" (M, 1), ...
 
     Raises:
-        ValueError: if a count is below 1 or the heads are neither ("mu",) nor ("mu", "sigma").
+        ValueError: if a count is below 1 or the heads are not the first one, two or three of mu, sigma, nu.
     """
     sizes = dict(n_networks=n_networks, n_bits=n_bits, n_layers=n_layers, n_channels=n_channels)
     for name, size in sizes.items():
         _require(size >= 1, f"{name} must be at least 1, got {size}")
     _require(
-        tuple(heads) in (("mu",), ("mu", "sigma")), f"heads must be ('mu',) or ('mu', 'sigma'), got {tuple(heads)}"
+        tuple(heads) in (("mu",), ("mu", "sigma"), ("mu", "sigma", "nu")),
+        f"heads must be ('mu',), ('mu', 'sigma') or ('mu', 'sigma', 'nu'), got {tuple(heads)}",
     )
     shapes = {f"conv{layer}": (n_channels, 1 if layer == 1 else n_channels, 3) for layer in range(1, n_layers + 1)}
     shapes |= {head: (1, n_channels * n_bits) for head in heads}
@@ -203,14 +229,24 @@ def _read(z: Tensor, readout: Readout) -> tuple[Tensor, Tensor | None, Tensor | 
     """Logits (..., H) to mu, sigma, log|sigma| (...), the last two None for an average network."""
     pair = (readout, readout) if isinstance(readout, str) else tuple(readout)
     _require(
-        len(pair) == 2 and all(name in _READOUTS for name in pair),
+        len(pair) == 2 and pair[0] in _READOUTS and getattr(pair[1], "readout", pair[1]) in _READOUTS,
         f"readout must be one of {READOUTS}, or a pair of them for mu and sigma, got {readout!r}",
     )
     mu = _READOUTS[pair[0]][0](z[..., 0])
     if z.shape[-1] == 1:
         return mu, None, None
-    sigma, log_sigma = _READOUTS[pair[1]]
-    return mu, sigma(z[..., 1]), log_sigma(z[..., 1])
+    name, floor = pair[1] if isinstance(pair[1], Floored) else (pair[1], 0.0)
+    _require(0 <= floor < math.inf, f"floor must be finite and not negative, got {floor}")
+    sigma, log_sigma = (read(z[..., 1]) for read in _READOUTS[name])
+    if floor > 0:
+        sigma = (sigma**2 + floor**2).sqrt()
+        log_sigma = sigma.log()
+    return mu, sigma, log_sigma
+
+
+def degrees_of_freedom(z: Tensor) -> Tensor:
+    """nu = 2 + softplus(z) of a third head: above 2, so that the variance exists."""
+    return 2 + F.softplus(z)
 
 
 def predict(params: Params, x: Tensor, readout: Readout = "sigmoid") -> tuple[Tensor, Tensor | None]:
@@ -218,7 +254,8 @@ def predict(params: Params, x: Tensor, readout: Readout = "sigmoid") -> tuple[Te
 
     Args:
         x: (M, N, b), or (N, b) to show the same inputs to all networks.
-        readout: the function after the last linear map: one name of READOUTS for both heads, or a pair (mu, sigma).
+        readout: the function after the last linear map: one name of READOUTS for both heads, or a pair (mu, sigma), in
+            which sigma can be `Floored`.
 
     Returns:
         mu and sigma, (M, N) each; sigma is None for an average network.
@@ -230,36 +267,6 @@ def predict(params: Params, x: Tensor, readout: Readout = "sigmoid") -> tuple[Te
     return mu, sigma
 
 
-# ------------------------------------------------------------------------------------------- losses (eqs 8, 14)
-
-
-def gaussian_nll(y: Tensor, mu: Tensor, sigma: Tensor, log_sigma: Tensor | None = None) -> Tensor:
-    """Minus the log density of a Gaussian per point, log|sigma| + (y - mu)^2 / 2 sigma^2 + log(2 pi) / 2 (eq. 8).
-
-    Even in sigma, so that a readout that allows sigma < 0 describes the same Gaussian as |sigma|.
-
-    Args:
-        y, mu, sigma: any shapes that broadcast.
-        log_sigma: log|sigma|, where the caller has it without the detour over sigma.
-    """
-    if log_sigma is None:
-        log_sigma = sigma.abs().log()
-    return log_sigma + 0.5 * ((y - mu) / sigma) ** 2 + 0.5 * math.log(2 * math.pi)
-
-
-def printed_loss(y: Tensor, mu: Tensor, sigma: Tensor, log_sigma: Tensor | None = None) -> Tensor:
-    """Eq. 14 to the letter, per point: sigma + (y - mu)^2 / 2 sigma^2, with sigma where eq. 8 gives log sigma."""
-    return sigma + 0.5 * ((y - mu) / sigma) ** 2
-
-
-def squared_error(y: Tensor, mu: Tensor, sigma: Tensor | None = None, log_sigma: Tensor | None = None) -> Tensor:
-    """(y - mu)^2 / 2 per point, the loss of the average network; its flow is eq. 13."""
-    return 0.5 * (y - mu) ** 2
-
-
-LOSSES = {"gaussian": gaussian_nll, "printed": printed_loss, "squared": squared_error}
-
-
 # ------------------------------------------------------------------------------------------- training (II, III)
 
 
@@ -269,11 +276,12 @@ class Run(NamedTuple):
     epochs: Tensor  # (T,)       recorded epochs; epoch n is the state after n steps, epoch 0 the initial one
     mu: Tensor  # (M, T, N)      outputs on the training points
     sigma: Tensor | None  # (M, T, N), None for average networks
-    failed_at: Tensor  # (M,)    first epoch that moved an output by more than JUMP or made one infinite; inf: never
+    failed_at: Tensor  # (M,)    first epoch that moved an output by more than `jump` or made one infinite; inf: never
     frozen_at: Tensor  # (M,)    epoch from which outputs or parameters were not finite any more; inf: never.  Such a
     #                            network keeps its last finite state
     params: Params  #            after the last epoch
     engine: str  #               "fast" or "torch", whichever trained
+    kick: Tensor | None = None  # (M,)  the furthest that one epoch moved an output; inf for a frozen network
 
 
 def train(
@@ -281,10 +289,12 @@ def train(
     data: Dataset,
     *,
     epochs: int,
-    lr: float = 0.1,
+    lr: float | Tensor = 0.1,
     loss: str | Callable[..., Tensor] = "gaussian",
     readout: Readout = "sigmoid",
     reduction: str = "mean",
+    remedy: Remedy = PLAIN,
+    jump: float = JUMP,
     record: Iterable[int] | None = None,
     chunk: int = 128,
     engine: str = "auto",
@@ -294,17 +304,23 @@ def train(
 
     A network that jumps (`JUMP`) has failed: the epoch is kept and training goes on, since sections III.B and III.C
     look at what comes after.  A network whose state stops being finite is frozen at its last finite state.
-    Training on from `Run.params` continues exactly.
+    Training on from `Run.params` continues exactly (Adam begins anew, and noise repeats unless its seed changes).
 
     Args:
-        lr: step size eta.  With reduction "mean", n epochs are a flow of duration eta * n under the mean loss.
-        loss: a name of LOSSES, or a function (y, mu, sigma, log_sigma) -> loss per point.
+        lr: step size eta, one for all networks or one for each, (M,); among those, 0 leaves a network as it is.  With
+            reduction "mean", n epochs are a flow of duration eta * n under the mean loss.
+        loss: a name of LOSSES, a function (y, mu, sigma, log_sigma) -> loss per point, or `functools.partial` of one
+            with a parameter.  Networks with a head "nu" hand it nu as a fifth argument.
         readout: as in `predict`.
-        reduction: "mean" over a network's points, or "sum", which is the mean with N times the step size.
+        reduction: "mean" over a network's points, or "sum", N times the mean.
+        remedy: what to do differently from plain gradient descent.
+        jump: how far an output must move in one epoch to count as failed.  The default suits outputs that a sigmoid
+            keeps between 0 and 1; a readout without bounds also moves far while it learns.
         record: epochs to keep outputs of, between 0 and epochs; None keeps the first and the last state.
         chunk: networks trained together by the torch engine; changes memory and speed, not results.
         engine: "torch", the reference, takes everything; "fast" (`kbe_fast`) takes float32 or float64 on a CPU, bits
-            and labels that are 0 or 1, and a loss of LOSSES by its name; "auto" is "fast" where that can, else "torch".
+            and labels that are 0 or 1, one or two heads, and a loss of LOSSES by its name or as a partial of its
+            function; "auto" is "fast" where that can, else "torch".
         workers: threads of the fast engine; the result does not depend on their number.
 
     Returns:
@@ -312,11 +328,14 @@ def train(
 
     Raises:
         ValueError: for shapes that do not match, data that are not finite, a step size or a count that is not
-            positive, an unknown name, a recorded epoch outside 0 ... epochs, or a case that the engine cannot take.
+            positive, an unknown name, a remedy or a recorded epoch out of its range, or a case that the engine cannot
+            take.
     """
     n_networks = _check_data(params, data)
     predict({k: v[:1] for k, v in params.items()}, data.x[:1, :1].to(params["conv1.weight"]), readout)
-    _require(lr > 0 and math.isfinite(lr), f"lr must be positive and finite, got {lr}")
+    step = _check_step(lr, n_networks)
+    remedy.check(data.y.shape[1], with_sigma="sigma.weight" in params)
+    _require(jump > 0, f"jump must be positive, got {jump}")
     _require(epochs >= 0, f"epochs must not be negative, got {epochs}")
     _require(chunk >= 1, f"chunk must be at least 1, got {chunk}")
     _require(workers >= 1, f"workers must be at least 1, got {workers}")
@@ -326,23 +345,32 @@ def train(
     checkpoints = sorted({0, epochs} if record is None else set(record))
     for epoch in checkpoints:
         _require(0 <= epoch <= epochs, f"record must lie between 0 and epochs = {epochs}, got {epoch}")
-    step = lr * (data.y.shape[1] if reduction == "sum" else 1)
+    weight = data.y.shape[1] if reduction == "sum" else 1
     if engine != "torch":
         import kbe_fast  # here, because Numba is slow to import
 
         objection = kbe_fast.objection(params, data, loss, readout)
         _require(engine == "auto" or objection is None, f"engine 'fast' {objection}; engine 'torch' has no such limit")
         if objection is None:
-            return kbe_fast.train(params, data, epochs, step, loss, readout, checkpoints, workers)
-    parts = [slice(start, start + chunk) for start in range(0, n_networks, chunk)]
-    runs = [
-        _train_chunk({k: v[part] for k, v in params.items()}, data.x[part], data.y[part], epochs, step, loss_of,
-                     readout, checkpoints)
-        for part in parts
-    ]  # fmt: skip
+
+            def stage(networks: Tensor, params: Params, data: Dataset, epochs: int, checkpoints: list[int]) -> Run:
+                how = step[networks], weight, loss, readout, remedy, jump, checkpoints, workers
+                return kbe_fast.train(params, data, epochs, *how)
+
+            if remedy.adam or remedy.dropout or remedy.label_noise:  # a step depends on more than the state
+                return stage(torch.arange(n_networks), params, data, epochs, checkpoints)
+            return kbe_fast.in_stages(stage, params, data, epochs, checkpoints)
+    runs = []
+    for start in range(0, n_networks, chunk):
+        part = slice(start, start + chunk)
+        networks = torch.arange(n_networks)[part]
+        runs.append(
+            _train_chunk({k: v[part] for k, v in params.items()}, data.x[part], data.y[part], epochs, step[part],
+                         loss_of, readout, checkpoints, weight, remedy, jump, networks)
+        )  # fmt: skip
     joined = {k: torch.cat([run.params[k] for run in runs]) for k in params}
     fields = (None if runs[0][i] is None else torch.cat([run[i] for run in runs]) for i in range(1, 5))
-    return Run(runs[0].epochs, *fields, joined, "torch")
+    return Run(runs[0].epochs, *fields, joined, "torch", torch.cat([run.kick for run in runs]))
 
 
 def _check_data(params: Params, data: Dataset) -> int:
@@ -361,6 +389,15 @@ def _check_data(params: Params, data: Dataset) -> int:
     return n_networks
 
 
+def _check_step(lr: float | Tensor, n_networks: int) -> Tensor:
+    if not isinstance(lr, Tensor):
+        _require(lr > 0 and math.isfinite(lr), f"lr must be positive and finite, got {lr}")
+        return torch.full((n_networks,), lr, dtype=torch.float64)
+    _require(lr.shape == (n_networks,), f"lr must be a number or have shape ({n_networks},), got {tuple(lr.shape)}")
+    _require(bool((lr >= 0).all() and lr.isfinite().all()), "lr must be finite and not negative, it is not everywhere")
+    return lr.double()
+
+
 def _find_loss(loss: str | Callable[..., Tensor], with_sigma: bool) -> Callable[..., Tensor]:
     if callable(loss):
         return loss
@@ -375,38 +412,80 @@ def _unflatten(theta: Tensor, like: Params) -> Params:
     return {k: piece.view_as(v) for (k, v), piece in zip(like.items(), pieces, strict=True)}
 
 
-def _train_chunk(params, x, y, epochs, step, loss_of, readout, checkpoints) -> Run:
+def _objective(params, x, y, loss_of, readout, weight, remedy, networks, epoch) -> tuple[Tensor, Tensor]:
+    """The loss summed over the networks, and their outputs (M, N H') on the points, H' = 1 or 2."""
+    _, h, matrix, bias = _propagate(params, x)
+    n_points = y.shape[1]
+
+    def read(h: Tensor) -> list[Tensor | None]:
+        z = h @ matrix.mT + bias.unsqueeze(-2)
+        if not remedy.sigma_to_trunk:
+            z = torch.cat([z[..., :1], h.detach() @ matrix[..., 1:, :].mT + bias[..., None, 1:]], dim=-1)
+        return [*_read(z, readout), degrees_of_freedom(z[..., 2]) if z.shape[-1] == 3 else None]
+
+    outputs = read(h)
+    mu, sigma, log_sigma, nu = outputs
+    shown = (mu if sigma is None else torch.cat([mu, sigma], dim=1)).detach()
+    if remedy.label_noise > 0 or remedy.dropout > 0:
+        # of the places of a network the first N are its labels and the others the outputs of the trunk
+        random = uniform(remedy.seed, networks, epoch, n_points * (1 + h.shape[-1])).to(h.device)
+        y = torch.where(random[:, :n_points] < remedy.label_noise, 1 - y, y)
+        kept = (random[:, n_points:] >= remedy.dropout).to(h).view(h.shape) / (1 - remedy.dropout)
+        mu, sigma, log_sigma, nu = read(h * kept) if remedy.dropout > 0 else outputs
+    more = () if nu is None else (nu,)
+    n_held = remedy.n_held_out(n_points)
+    if n_held == 0:
+        return weight * loss_of(y, mu, sigma, log_sigma, *more).mean(1).sum(), shown
+    rest = n_points - n_held
+    for_mu = loss_of(y, mu, *(v.detach() for v in (sigma, log_sigma, *more)))[:, :rest]
+    for_sigma = loss_of(y, mu.detach(), sigma, log_sigma, *more)[:, rest:]
+    return weight * (for_mu.mean(1) + for_sigma.mean(1)).sum(), shown
+
+
+def _train_chunk(params, x, y, epochs, lr, loss_of, readout, checkpoints, weight, remedy, jump, networks) -> Run:
     # Nothing in the loop asks a tensor for its value, so on a GPU the host never waits for the device.
     theta = torch.cat([v.flatten(1) for v in params.values()], dim=1)
-    x, y = x.to(theta), y.to(theta)
-    n_points = y.shape[1]
+    x, y, lr = x.to(theta), y.to(theta), lr.to(theta)[:, None]
+    own = torch.cat([theta.new_full((v[0].numel(),), name.startswith("sigma")) for name, v in params.items()])
+    lr = lr * (1 + (remedy.sigma_lr - 1) * own)
     last_theta = last_outputs = None
     failed_at = theta.new_full((len(theta),), math.inf)
-    frozen_at = failed_at.clone()
+    frozen_at, kick = failed_at.clone(), torch.zeros_like(failed_at)
+    moment = square = torch.zeros_like(theta)
     kept = []
     for epoch in range(epochs + 1):
         theta.requires_grad_()
-        mu, sigma, log_sigma = _read(logits(_unflatten(theta, params), x), readout)
-        outputs = (mu if sigma is None else torch.cat([mu, sigma], dim=1)).detach()
+        objective, outputs = _objective(
+            _unflatten(theta, params), x, y, loss_of, readout, weight, remedy, networks, epoch
+        )
         state = theta.detach()
         if epoch > 0:
             # a state is finite if its outputs are and its parameters are: a sigmoid hides infinite parameters
             finite = outputs.isfinite().all(1) & state.isfinite().all(1)
             moved = (outputs - last_outputs).abs().amax(1)
-            failed_at = failed_at.where((failed_at <= epoch) | (finite & (moved <= JUMP)), epoch)
+            failed_at = failed_at.where((failed_at <= epoch) | (finite & (moved <= jump)), epoch)
             frozen_at = frozen_at.where((frozen_at <= epoch) | finite, epoch)
+            kick = torch.where(finite, torch.maximum(kick, moved), math.inf)
             state = torch.where(finite[:, None], state, last_theta)
             outputs = torch.where(finite[:, None], outputs, last_outputs)
         if epoch in checkpoints:
             kept.append(outputs)
         if epoch < epochs:
-            (gradient,) = torch.autograd.grad(loss_of(y, mu, sigma, log_sigma).mean(1).sum(), theta)
+            (gradient,) = torch.autograd.grad(objective, theta)
             last_theta, last_outputs = state, outputs
-            theta = torch.where((frozen_at > epoch)[:, None], state - step * gradient, state)
-    mu, sigma = (
-        torch.stack(kept, dim=1).split(n_points, dim=2) if sigma is not None else (torch.stack(kept, dim=1), None)
-    )
-    return Run(torch.tensor(checkpoints), mu, sigma, failed_at, frozen_at, _unflatten(state, params), "torch")
+            if remedy.clip < math.inf:
+                gradient = gradient * (remedy.clip / gradient.norm(dim=1, keepdim=True).clamp(min=remedy.clip))
+            if remedy.sigma_decay > 0:
+                gradient = gradient + remedy.sigma_decay * own * state
+            if remedy.adam:
+                moment, square = 0.9 * moment + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+                mean, spread = moment / (1 - 0.9 ** (epoch + 1)), square / (1 - 0.999 ** (epoch + 1))
+                gradient = mean / (spread.sqrt() + 1e-8)
+            theta = torch.where((frozen_at > epoch)[:, None], state - lr * gradient, state)
+    n_points = y.shape[1]
+    recorded = torch.stack(kept, dim=1)
+    mu, sigma = recorded.split(n_points, dim=2) if "sigma.weight" in params else (recorded, None)
+    return Run(torch.tensor(checkpoints), mu, sigma, failed_at, frozen_at, _unflatten(state, params), "torch", kick)
 
 
 def variances(run: Run, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -200,6 +200,27 @@ def test_lanes_and_threads_do_not_change_results():
         assert all(torch.equal(some.params[name], whole.params[name][part]) for name in params)
 
 
+@pytest.mark.parametrize("n_points", [1, 5])
+@pytest.mark.parametrize("heads", [("mu", "sigma"), ("mu",)])
+def test_leaving_networks_at_rest_behind_changes_no_digit(n_points, heads):
+    params, data = problem(40, n_points, heads=heads, dtype=torch.float32)
+    loss, checkpoints, trained = ("squared" if len(heads) == 1 else "gaussian"), [0, 1, 64, 65, 300, 900], []
+
+    def stage(networks, params, data, epochs, checkpoints):
+        trained.append(len(networks))
+        how = torch.full((len(networks),), 0.1), 1, loss, "sigmoid", kbe.PLAIN, kbe.JUMP, checkpoints, 1
+        return kbe_fast.train(params, data, epochs, *how)
+
+    at_once = stage(torch.arange(40), params, data, 1000, checkpoints)
+    run = kbe_fast.in_stages(stage, params, data, 1000, checkpoints)
+    if len(heads) == 2:
+        assert trained[-1] < 20  # more than half of the networks are at rest, so there is something to compare
+    for whole, staged in zip(at_once, run, strict=True):
+        if isinstance(whole, torch.Tensor):
+            assert torch.equal(whole, staged)
+    assert all(torch.equal(value, run.params[name]) for name, value in at_once.params.items())
+
+
 def test_training_on_continues_exactly():
     params, data = problem(20, 30)
     whole = kbe.train(params, data, epochs=40, record=[0, 7, 25, 40])

@@ -31,7 +31,9 @@ def test_the_host_does_not_wait_for_the_device_in_an_epoch(generator):
     try:
         theta = torch.cat([v.flatten(1) for v in params.values()], dim=1)
         assert theta.device.type == "cuda"
-        kbe._train_chunk(params, data.x, data.y, 20, 0.1, kbe.gaussian_nll, "sigmoid", [0, 20])
+        lr, networks = torch.full((4,), 0.1, device="cuda"), torch.arange(4)
+        kbe._train_chunk(params, data.x, data.y, 20, lr, kbe.gaussian_nll, "sigmoid", [0, 20], 1, kbe.PLAIN, kbe.JUMP,
+                         networks)  # fmt: skip
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

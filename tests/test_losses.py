@@ -31,7 +31,8 @@ def test_printed_loss_is_least_at_the_cube_root_of_the_squared_error():
     assert abs(float(slope)) < 1e-7  # the error 0.3 is a 32-bit number here
 
 
-@pytest.mark.parametrize("name", sorted(kbe.LOSSES))
+# beta and faithful stop gradients on purpose; what theirs are is tested below
+@pytest.mark.parametrize("name", sorted(kbe.LOSSES.keys() - {"beta", "faithful"}))
 def test_gradients_against_finite_differences(name):
     loss = kbe.LOSSES[name]
     mu, sigma = MU.clone().requires_grad_(), SIGMA.clone().requires_grad_()
@@ -47,3 +48,56 @@ def test_gradients_against_finite_differences(name):
 
 def test_squared_error_ignores_sigma():
     torch.testing.assert_close(kbe.squared_error(Y, MU, SIGMA), 0.5 * (Y - MU) ** 2, rtol=0, atol=0)
+
+
+def test_laplace_and_student_t_are_minus_their_log_densities():
+    # rtol 1e-12: torch takes the normalisation of Student's t from differences of log gamma
+    expected = -torch.distributions.Laplace(MU, SIGMA).log_prob(Y)
+    torch.testing.assert_close(kbe.laplace_nll(Y, MU, SIGMA), expected, rtol=1e-13, atol=1e-13)
+    for nu in (1.0, 3.0, 30.0):
+        expected = -torch.distributions.StudentT(nu, MU, SIGMA).log_prob(Y)
+        torch.testing.assert_close(kbe.student_t_nll(Y, MU, SIGMA, nu=nu), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            kbe.student_t_nll(Y, MU, SIGMA, None, torch.full_like(Y, nu)), expected, rtol=1e-12, atol=1e-12
+        )
+
+
+def test_clamped_is_the_module_of_torch():
+    for eps in (1e-6, 0.1):
+        expected = torch.nn.GaussianNLLLoss(full=True, eps=eps, reduction="none")(MU, Y, SIGMA**2)
+        torch.testing.assert_close(kbe.clamped_nll(Y, MU, SIGMA, eps=eps), expected, rtol=0, atol=0)
+    # the gradient passes through the clamp: d loss / d sigma is that at variance eps, times d variance / d sigma
+    sigma = torch.tensor(1e-2, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(kbe.clamped_nll(torch.zeros(()), torch.ones(()).double(), sigma, eps=0.1), sigma)
+    assert float(slope) == pytest.approx(0.5 * (1 / 0.1 - 1 / 0.1**2) * 2e-2, rel=1e-12)
+
+
+def test_gamma_prior_is_a_gamma_prior_on_the_precision():
+    shape, rate = torch.tensor([1.7, 0.3], dtype=torch.float64)
+    prior = -torch.distributions.Gamma(shape, rate).log_prob(1 / SIGMA**2)
+    added = kbe.gamma_prior_nll(Y, MU, SIGMA, shape=shape, rate=rate) - kbe.gaussian_nll(Y, MU, SIGMA)
+    difference = added - prior  # the constant of the prior
+    # rtol: rate / sigma^2 is 3e3 at sigma = 0.01
+    torch.testing.assert_close(difference, difference[0].expand(4), rtol=0, atol=1e-10)
+
+
+def gradients(loss, **parameters):
+    mu, sigma = MU.clone().requires_grad_(), SIGMA.clone().requires_grad_()
+    return torch.autograd.grad(loss(Y, mu, sigma, **parameters).sum(), [mu, sigma])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_beta_weighs_the_gradient_of_the_gaussian(beta):
+    for weighted, plain in zip(gradients(kbe.beta_nll, beta=beta), gradients(kbe.gaussian_nll), strict=True):
+        torch.testing.assert_close(weighted, SIGMA ** (2 * beta) * plain, rtol=1e-12, atol=0)
+
+
+def test_faithful_gives_mu_the_squared_error_and_sigma_the_likelihood():
+    mu, sigma = gradients(kbe.faithful_nll)
+    torch.testing.assert_close(mu, MU - Y, rtol=1e-14, atol=0)
+    torch.testing.assert_close(sigma, gradients(kbe.gaussian_nll)[1], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("name", ["laplace", "student_t", "beta", "clamped", "gamma_prior"])
+def test_losses_are_even_in_sigma(name):
+    torch.testing.assert_close(kbe.LOSSES[name](Y, MU, -SIGMA), kbe.LOSSES[name](Y, MU, SIGMA), rtol=0, atol=0)
