@@ -16,7 +16,7 @@ setup: .venv/installed  ## the virtual environment, with the pinned packages
 
 # LOCKED=1 installs what requirements.lock names, each file checked against its hash (Linux on x86-64, Python 3.11).  PyTorch is
 # left out of it: its CPU and CUDA builds carry one version number and different hashes.
-.venv/installed: requirements.txt constraints.txt requirements.lock pyproject.toml
+.venv/installed: requirements.txt requirements-run.txt constraints.txt requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 ifdef LOCKED

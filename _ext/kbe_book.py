@@ -1,4 +1,4 @@
-"""What the book is made from: a cache that notices the helpers, kernels that find them, links that know where they are."""
+"""What the book is made from: a cache that notices the helpers, tables of executed results, links to the repository."""
 
 import hashlib
 import math
@@ -88,8 +88,6 @@ def describe_pictures(app, doctree):
 class Table(SphinxDirective):
     """A table made of executed results, made again in every build."""
 
-    option_spec: ClassVar[dict] = {"brief": directives.flag}
-
     def run(self):
         self.env.note_reread()
         node = nodes.container()
@@ -107,7 +105,9 @@ def cell(text):
 
 
 class Verdicts(Table):
-    """Every claim of the ledger with what was measured; `:brief:` gives the paper's own by verdict."""
+    """Every claim of the ledger with what was measured; `:brief:` lists the paper's own by verdict, `:count:` them."""
+
+    option_spec: ClassVar[dict] = {"brief": directives.flag, "count": directives.flag}
 
     def lines(self, records):
         claims = kbe_ledger.load_claims(ROOT / "book" / "claims.yml")
@@ -115,6 +115,11 @@ class Verdicts(Table):
         for name, claim in claims.items():
             if claim["verdict"] != "open" and name not in measured:
                 self.complain(f"claim {name} is on record as {claim['verdict']!r}, but no chapter has measured it")
+        if "count" in self.options:
+            own = [claim["verdict"] for claim in claims.values() if claim["place"] != "beyond the paper"]
+            counts = [f"{own.count(verdict)} *{verdict}*" for verdict in kbe_ledger.VERDICTS if verdict in own]
+            yield f"Of {len(own)} claims that we found in the paper: {', '.join(counts)}."
+            return
         if "brief" in self.options:
             for verdict in kbe_ledger.VERDICTS:
                 own = {n: c for n, c in claims.items() if c["verdict"] == verdict and c["place"] != "beyond the paper"}
@@ -167,9 +172,9 @@ class Take(Table):
         address = self.config.ogp_site_url
         if address:
             name = f"{address}downloads/kernel-balanced-equation"
-            yield f"The whole book as [one PDF]({name}.pdf), or as [one zip of these pages]({name}.zip) that needs no network."
+            yield f"The whole book as [one PDF]({name}.pdf), or as [one zip of pages]({name}.zip) that need no network."
         else:
-            yield "`make pdf` makes the whole book as one PDF, and `make zip` one zip of these pages that needs no network."
+            yield "`make pdf` makes the whole book as one PDF, and `make zip` one zip of pages that need no network."
         yield "Each chapter's download button gives it as an executed notebook."
 
 

@@ -1,7 +1,7 @@
 """A notebook to take along for each chapter: executed, its MyST turned into Markdown that every Jupyter shows.
 
-Written to downloads/NAME.ipynb beside the pages, where the download button finds it.  Where the repository is known, the
-first cell fetches the book when it is opened in Colab, and does nothing elsewhere.
+Written to downloads/NAME.ipynb beside the pages, where the download button finds it.  Where the repository is known,
+the first cell fetches the book when it is opened in Colab, and does nothing elsewhere.
 """
 
 import json
@@ -11,9 +11,10 @@ from pathlib import Path
 
 import nbformat
 from jupyter_cache import get_cache
-from kbe_book import repository_url
 from myst_nb.core.read import myst_nb_reader_plugin
 from sphinx.util import logging
+
+from kbe_book import repository_url
 
 LOGGER = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,12 +28,12 @@ try:
 except ImportError:
     pass
 else:
-    import os, subprocess, sys
+    import importlib.util, os, subprocess, sys
 
-    if not os.path.exists("/content/book"):
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", "{url}", "/content/book"], check=True)
-    sys.path.insert(0, "/content/book")
-    os.chdir("/content/book/book")
+    if importlib.util.find_spec("kbe_lib") is None:
+        subprocess.run(["git", "clone", "--quiet", "--depth", "1", "{url}", "the_book"], check=True)
+        sys.path.insert(0, os.path.abspath("the_book"))
+        os.chdir("the_book/book")
 """
 
 ROLE = re.compile(r"\{([a-z:]+)\}`([^`]+)`")
@@ -163,12 +164,13 @@ def plain(book: Book, page: str, text: str) -> str:
         line, fence = lines[position], FENCE.fullmatch(lines[position].strip())
         position += 1
         if fence is None:
-            if not line.startswith("% "):
-                prose.append(line)
             if line.startswith("```"):  # code that is shown, not run: as it is
+                flush()
                 end = lines.index("```", position)
-                prose.extend(lines[position : end + 1])
+                done.append("\n".join(lines[position - 1 : end + 1]))
                 position = end + 1
+            elif not line.startswith("% "):
+                prose.append(line)
             continue
         flush()
         end = next(i for i in range(position, len(lines)) if lines[i].strip() == fence["mark"])
@@ -179,7 +181,9 @@ def plain(book: Book, page: str, text: str) -> str:
         position = end + 1
         verbatim = fence["name"] in ("math", "raw", "verdicts", "equations", "bibliography", "take")
         content = "\n".join(body) if verbatim else plain(book, page, "\n".join(body))
-        done.append("\n" + directive(book, page, fence["name"], inline(book, fence["argument"]), options, content) + "\n")
+        done.append(
+            "\n" + directive(book, page, fence["name"], inline(book, fence["argument"]), options, content) + "\n"
+        )
     flush()
     result = re.sub(r"\n{3,}", "\n\n", "\n".join(done)).strip()
     if left := LEFT_OVER.search(re.sub(r"^```.*?^```$|`[^`]*`", "", result, flags=re.MULTILINE | re.DOTALL)):
@@ -237,7 +241,9 @@ def write_notebooks(app, exception):
     folder.mkdir(exist_ok=True)
     for pair in sorted((ROOT / "book").glob("*.ipynb")):
         _, executed = cache.merge_match_into_notebook(myst_nb_reader_plugin(str(pair.with_suffix(".md"))))
-        notebook = take_along(app, f"book/{pair.stem}", executed.cells, url, app.config.ogp_site_url.rstrip("/") or "..")
+        notebook = take_along(
+            app, f"book/{pair.stem}", executed.cells, url, app.config.ogp_site_url.rstrip("/") or ".."
+        )
         nbformat.write(notebook, folder / pair.name)
 
 

@@ -1,4 +1,4 @@
-"""The pages' Sphinx hooks: nothing from outside and a policy that says so, boxes and functions that can be linked to."""
+"""What the pages are: nothing from outside and a policy that says so, boxes and functions that can be linked to."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ CODE_NAME = re.compile(r"(\w+)\.(\w+)(?:\(.*\))?")
 
 
 def content_policy(page: str) -> str:
-    """The policy under which a page runs its own scripts and handlers, named by their hashes, and loads from its site alone."""
+    """The policy that lets a page run its own scripts and handlers, by their hashes, and load from its site alone."""
     bodies = INLINE_SCRIPT.findall(page) + [html.unescape(body) for body in INLINE_HANDLER.findall(page)]
     hashes = sorted({base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for body in bodies})
     return POLICY.format(scripts=" ".join(f"'sha256-{digest}'" for digest in hashes))

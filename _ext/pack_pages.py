@@ -1,6 +1,6 @@
 """Pack the built pages into one zip that opens at index.html: make zip.
 
-    python _ext/pack_pages.py _build/html OUT.zip
+python _ext/pack_pages.py _build/html OUT.zip
 """
 
 import sys

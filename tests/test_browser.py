@@ -12,6 +12,8 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
 from test_chapters import PAGES, ROOT
 
 HTML = ROOT / "_build" / "html"
@@ -23,9 +25,6 @@ if MISSING:
     if os.environ.get("CI"):
         pytest.fail(f"missing: {' and '.join(MISSING)}", pytrace=False)
     pytest.skip(f"missing: {' and '.join(MISSING)}", allow_module_level=True)
-
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
