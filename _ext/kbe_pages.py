@@ -18,8 +18,9 @@ POLICY = (
 )
 INLINE_SCRIPT = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 INLINE_HANDLER = re.compile(r'\son[a-z]+="([^"]*)"')
-# Roles that docutils gives to bibliographies and that ARIA 1.2 has withdrawn.
-WITHDRAWN_ROLES = (' role="doc-biblioentry"', ' role="doc-backlink"', ' role="list"')
+# What fails WCAG 2.1 in the theme: roles that ARIA has withdrawn, and a second name of the switch between modes.
+OLD_ROLE = re.compile(r' role="(?:doc-biblioentry|list)"')
+SWITCH_ICON = re.compile(r'(<i class="theme-switch[^>]*?) title="[^"]*"')
 
 ROOT = Path(__file__).resolve().parent.parent
 # The names under which the chapters import the book's modules: kbe is kbe_lib, view is kbe_view.
@@ -36,8 +37,7 @@ def content_policy(page: str) -> str:
 
 def seal(page: str) -> str:
     """The page with its policy, which must stand before the first script."""
-    for role in WITHDRAWN_ROLES:
-        page = page.replace(role, "")
+    page = SWITCH_ICON.sub(r"\1", OLD_ROLE.sub("", page))
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>\n', "", page)
     policy = f'<meta http-equiv="Content-Security-Policy" content="{content_policy(page)}">\n'
     return page.replace("<head>", f"<head>\n{policy}", 1)
@@ -80,7 +80,7 @@ def link_code(app, doctree, docname):
         if match and not isinstance(literal.parent, nodes.reference | nodes.title):
             entry = functions.get(f"{MODULES.get(match[1], match[1])}.{match[2]}")
             if entry and entry.docname != docname:
-                literal.replace_self(make_refnode(app.builder, docname, entry.docname, entry.node_id, literal.copy()))
+                literal.replace_self(make_refnode(app.builder, docname, entry.docname, entry.node_id, literal.deepcopy()))
 
 
 def skip_fields(app, what, name, obj, skip, options):
