@@ -18,15 +18,16 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from kbe_lib import _require
+from kbe_check import numbers, positive, tensors
+from kbe_check import require as _require
 
 
 def _gaps(x: Tensor, v: Tensor, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """r = exp(-beta gap) and q = 1 - r^2 before each point, 0 and 1 before the first, and v as rows of N."""
+    tensors(x=x, v=v)
+    positive(beta=beta)
     _require(x.ndim == 1 and len(x) >= 1, f"x must have shape (N,) with N >= 1, got {tuple(x.shape)}")
     _require(v.shape[-1:] == x.shape, f"v must have shape (..., N) with N = {len(x)} points, got {tuple(v.shape)}")
-    _require(beta > 0 and math.isfinite(beta), f"beta must be positive and finite, got {beta}")
-    _require(bool(x.isfinite().all() and v.isfinite().all()), "x and v must be finite, got NaN or inf")
     gap = np.diff(x.double().numpy(), prepend=-np.inf)
     _require(bool((gap >= 0).all()), "x must be sorted in ascending order")
     return np.exp(-beta * gap), -np.expm1(-2 * beta * gap), v.double().reshape(-1, len(x)).numpy()
@@ -91,7 +92,8 @@ def line_solve(x: Tensor, b: Tensor, shift: float = 0.0, beta: float = 1.0) -> T
         ValueError: as `line_product`, or for a negative shift, or equal points at shift 0.
     """
     r, q, rows = _gaps(x, b, beta)
-    _require(shift >= 0 and math.isfinite(shift), f"shift must not be negative, got {shift}")
+    numbers(shift=shift)
+    _require(shift >= 0, f"shift must not be negative, got {shift}")
     _require(shift > 0 or bool((q > 0).all()), "x must not hold equal points at shift 0, K is singular there")
     return torch.from_numpy(_solve(r, q, float(shift), rows)).reshape(b.shape)
 
@@ -106,7 +108,8 @@ def line_flow(x: Tensor, v: Tensor, t: float, beta: float = 1.0) -> Tensor:
         ValueError: as `line_product`, or for a negative time.
     """
     r, q, rows = _gaps(x, v, beta)
-    _require(t >= 0 and math.isfinite(t), f"t must not be negative, got {t}")
+    numbers(t=t)
+    _require(t >= 0, f"t must not be negative, got {t}")
     total = rows if t == 0 else np.zeros_like(rows)
     for theta in math.pi * np.arange(1, 24, 2) / 24 if t > 0 else ():
         angle = 0.6407 * theta
@@ -122,7 +125,8 @@ def walsh_transform(v: Tensor) -> Tensor:
     Raises:
         ValueError: if the last dimension is not a power of two.
     """
-    size, width = v.shape[-1], 1
+    tensors(v=v)
+    size, width = v.shape[-1] if v.ndim else 0, 1
     _require(size >= 1 and size & (size - 1) == 0, f"v must have 2^b values in its last dimension, got {size}")
     while width < size:
         pairs = v.reshape(*v.shape[:-1], -1, 2, width)
@@ -140,8 +144,10 @@ def cube_product(levels: Tensor, v: Tensor) -> Tensor:
     Raises:
         ValueError: if the numbers of levels and strings do not belong to one b.
     """
+    tensors(levels=levels, v=v)
+    _require(levels.ndim == 1, f"levels must have shape (b + 1,), got {tuple(levels.shape)}")
     bits = len(levels) - 1
-    fits = bits >= 1 and v.shape[-1] == 2**bits
+    fits = bits >= 1 and v.shape[-1:] == (2**bits,)
     _require(fits, f"v must have 2^b values for b + 1 = {len(levels)} levels, got shape {tuple(v.shape)}")
     degree = torch.zeros(1, dtype=torch.long)
     for _ in range(bits):

@@ -15,6 +15,8 @@ from statistics import NormalDist
 
 import yaml
 
+from kbe_check import instances, integers, numbers, require
+
 CLAIMS = Path(__file__).parent / "book" / "claims.yml"
 VERDICTS = ("holds", "holds in part", "does not hold", "cannot be decided from the paper", "open")
 RECORD = "kbe"  # where an output's metadata hold the machine-readable copy
@@ -28,15 +30,20 @@ def load_claims(path: Path | str = CLAIMS) -> dict[str, dict[str, str]]:
     Raises:
         ValueError: if an entry lacks a field, has one too many, an unknown verdict, or a rule that cannot be read.
     """
-    claims = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(claims, dict):
-        raise ValueError(f"{path} must be a mapping of ids to claims, got {type(claims).__name__}")
+    try:
+        claims = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be YAML: {error}") from None
+    require(isinstance(claims, dict), f"{path} must be a mapping of ids to claims, got {type(claims).__name__}")
     for name, claim in claims.items():
         fields = set(claim) if isinstance(claim, dict) else set()
-        if fields != _FIELDS:
-            raise ValueError(f"claim {name} must have the fields {sorted(_FIELDS)}, got {sorted(fields)}")
-        if claim["verdict"] not in VERDICTS:
-            raise ValueError(f"claim {name}: verdict must be one of {VERDICTS}, got {claim['verdict']!r}")
+        require(
+            fields == _FIELDS, f"claim {name} must have the fields {sorted(_FIELDS)}, got {sorted(fields, key=str)}"
+        )
+        for field, text in claim.items():
+            require(isinstance(text, str), f"claim {name}: {field} must be text, got {text!r}")
+        verdict = claim["verdict"]
+        require(verdict in VERDICTS, f"claim {name}: verdict must be one of {VERDICTS}, got {verdict!r}")
         for rule in ("holds", "fails"):
             judge(claim[rule], 0.0, 0.0, 0.0)
     return claims
@@ -46,24 +53,38 @@ def judge(rule: str, value: float, low: float, high: float) -> bool:
     """Whether a rule such as "low > 0.9 and high < 1.1" is met.
 
     Raises:
-        ValueError: if the rule is not made of comparisons of value, low or high with a number, joined by "and".
+        ValueError: if the rule is not made of comparisons of value, low or high with a number, joined by "and", or if
+            one of these is not finite.
     """
-    numbers = {"value": value, "low": low, "high": high}
+    measured = {"value": value, "low": low, "high": high}
+    instances(str, rule=rule)
+    numbers(**measured)
     compare = {">": float.__gt__, "<": float.__lt__, ">=": float.__ge__, "<=": float.__le__}
     met = True
-    for condition in str(rule).split(" and "):
+    for condition in rule.split(" and "):
         match = _CONDITION.fullmatch(condition)
-        if match is None:
-            raise ValueError(f'rule must read like "low > 0.9 and high < 1.1", got {rule!r}')
-        met &= compare[match[2]](float(numbers[match[1]]), float(match[3]))
+        require(match is not None, f'rule must read like "low > 0.9 and high < 1.1", got {rule!r}')
+        met &= compare[match[2]](float(measured[match[1]]), float(match[3]))
     return met
 
 
 def decide(claim: dict[str, str], value: float, low: float, high: float) -> str:
-    """The verdict that a claim's rules give for a value and its interval."""
+    """The verdict that a claim's rules give for a value and its interval.
+
+    Raises:
+        ValueError: if the claim has no rules, or as `judge`.
+    """
+    instances(dict, claim=claim)
+    require({"holds", "fails"} <= claim.keys(), f"claim must have the rules holds and fails, got {sorted(claim)}")
     if judge(claim["holds"], value, low, high):
         return "holds"
     return "does not hold" if judge(claim["fails"], value, low, high) else "holds in part"
+
+
+def _check_interval(value: float, low: float, high: float) -> None:
+    for number in (value, low, high):
+        numbers(interval=number)
+    require(low <= value <= high, f"interval must hold the value, got {value} and ({low}, {high})")
 
 
 def chance_of_another_verdict(claim: dict[str, str], value: float, low: float, high: float) -> float:
@@ -71,7 +92,11 @@ def chance_of_another_verdict(claim: dict[str, str], value: float, low: float, h
 
     The difference of two runs is taken as normal, with sqrt(2) times the standard error that the 95 % interval implies;
     the interval moves with the value.  Rough for fractions near 0 or 1, good enough to add up over the ledger.
+
+    Raises:
+        ValueError: if the value lies outside its interval, or as `decide`.
     """
+    _check_interval(value, low, high)
     error = math.sqrt(2) * (high - low) / (2 * 1.96)
     normal = NormalDist(0, 1)
     shifts = [error * normal.inv_cdf((k + 0.5) / 400) for k in range(400)]
@@ -112,16 +137,20 @@ def verdict(name: str, value: float, interval: tuple[float, float], runs: str, d
         ValueError: if numbers are not finite or the value lies outside its interval.
         AssertionError: if the verdict contradicts the one on record.
     """
-    claim = load_claims()[name]
+    instances(str, name=name, runs=runs)
+    integers(digits=digits)
+    instances(Sequence, interval=interval)
+    require(len(interval) == 2, f"interval must be a pair (low, high), got {interval!r}")
+    numbers(value=value)
+    _check_interval(value, *interval)
     value, low, high = (float(number) for number in (value, *interval))
-    if not all(map(math.isfinite, (value, low, high))) or not low <= value <= high:
-        raise ValueError(f"interval must be finite and hold the value, got {value} and ({low}, {high})")
+    claim = load_claims()[name]
     decidable = claim["verdict"] != "cannot be decided from the paper"
     measured = decide(claim, value, low, high) if decidable else claim["verdict"]
     result = f"{value:.{digits}g} ({low:.{digits}g} to {high:.{digits}g}), {runs}"
     if measured != claim["verdict"]:
         raise AssertionError(f'{name} {measured} ({result}), but the verdict on record is "{claim["verdict"]}"')
-    kind = {"holds": "tip", "does not hold": "danger"}.get(measured, "warning")
+    style = {"holds": "tip", "does not hold": "danger"}.get(measured, "warning")
     lines = [
         claim["claim"],
         f"{claim['statistic']}: {result}.",
@@ -129,7 +158,7 @@ def verdict(name: str, value: float, interval: tuple[float, float], runs: str, d
     ]
     chance = chance_of_another_verdict(claim, value, low, high) if decidable else 0.0
     record = {"claim": name, "verdict": measured, "result": result, "chance of another": chance}
-    return Box(f"claim-{name}", kind, f"{name} · {measured}", lines, record)
+    return Box(f"claim-{name}", style, f"{name} · {measured}", lines, record)
 
 
 def equation(numbers: int | Sequence[int], kind: str, outcome: str) -> Box:
@@ -139,9 +168,10 @@ def equation(numbers: int | Sequence[int], kind: str, outcome: str) -> Box:
         ValueError: if the paper has no such equation.
     """
     numbers = [numbers] if isinstance(numbers, int) else list(numbers)
+    require(len(numbers) > 0, "numbers must not be empty")
     for number in numbers:
-        if number not in range(1, 25):
-            raise ValueError(f"numbers must lie between 1 and 24, got {number}")
+        integers(1, 24, numbers=number)
+    instances(str, kind=kind, outcome=outcome)
     title = f"Paper's equation{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}: checked"
     record = {"equations": numbers, "kind": kind, "outcome": outcome}
     return Box(f"checked-{'-'.join(map(str, numbers))}", "note", title, [f"{kind}: {outcome}"], record)

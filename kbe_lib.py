@@ -25,6 +25,9 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 from torch import Generator, Tensor
 
+from kbe_check import floats, instances, integers, leading, numbers, positive, tensors
+from kbe_check import require as _require
+
 # losses (eqs 8 and 14, and their relatives) are part of this module, their text is in a file of its own
 from kbe_losses import (  # noqa: F401
     LOSSES,
@@ -58,11 +61,6 @@ Readout = str | tuple[str, str | Floored]
 JUMP = 0.25
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 # --------------------------------------------------------------------------------------------------- data (II)
 
 
@@ -79,7 +77,8 @@ def all_inputs(n_bits: int = 8, *, dtype: torch.dtype = torch.float64) -> Tensor
     Raises:
         ValueError: if n_bits is not between 1 and 20.
     """
-    _require(1 <= n_bits <= 20, f"n_bits must be between 1 and 20, got {n_bits}")
+    floats(dtype=dtype)
+    integers(1, 20, n_bits=n_bits)
     shifts = torch.arange(n_bits - 1, -1, -1)
     return (torch.arange(2**n_bits)[:, None] >> shifts & 1).to(dtype)
 
@@ -104,8 +103,9 @@ def random_bit_encoding(
     Raises:
         ValueError: if a count is below 1, or n_points exceeds 2^n_bits without replacement.
     """
-    _require(n_networks >= 1, f"n_networks must be at least 1, got {n_networks}")
-    _require(n_points >= 1, f"n_points must be at least 1, got {n_points}")
+    integers(n_networks=n_networks, n_points=n_points)
+    instances(bool, replacement=replacement)
+    instances(Generator, generator=generator)
     inputs = all_inputs(n_bits, dtype=dtype)
     if replacement:
         drawn = torch.randint(len(inputs), (n_networks, n_points), generator=generator)
@@ -144,9 +144,10 @@ def init_networks(
     Raises:
         ValueError: if a count is below 1 or the heads are not the first one, two or three of mu, sigma, nu.
     """
-    sizes = dict(n_networks=n_networks, n_bits=n_bits, n_layers=n_layers, n_channels=n_channels)
-    for name, size in sizes.items():
-        _require(size >= 1, f"{name} must be at least 1, got {size}")
+    integers(n_networks=n_networks, n_bits=n_bits, n_layers=n_layers, n_channels=n_channels)
+    instances(Generator, generator=generator)
+    instances(Sequence, heads=heads)
+    floats(dtype=dtype)
     _require(
         tuple(heads) in (("mu",), ("mu", "sigma"), ("mu", "sigma", "nu")),
         f"heads must be ('mu',), ('mu', 'sigma') or ('mu', 'sigma', 'nu'), got {tuple(heads)}",
@@ -185,8 +186,23 @@ def logits(params: Params, x: Tensor) -> Tensor:
     Raises:
         ValueError: if x does not have the number of bits or of networks that params are made for.
     """
+    _check_inputs(params, x=x)
     _, h, weight, bias = _propagate(params, x)
     return h @ weight.mT + bias.unsqueeze(-2)
+
+
+def _check_inputs(params: Params, **inputs: Tensor) -> None:
+    instances(dict, params=params)
+    weights = {"conv1.weight", "mu.weight"} | {name for name in params if str(name).endswith("weight")}
+    needed = weights | {f"{name.removesuffix('weight')}bias" for name in weights}
+    _require(needed <= params.keys(), f"params must hold {sorted(needed - params.keys())} as well")
+    tensors(finite=False, floating=False, **{f"params['{name}']": value for name, value in params.items()})
+    tensors(floating=False, **inputs)
+    first = params["conv1.weight"]
+    for name, x in inputs.items():
+        _require(x.dtype == first.dtype, f"{name} must be of the type of params, {first.dtype}, got {x.dtype}")
+        fits = x.ndim == 2 or (x.ndim == 3 and x.shape[0] in (1, len(first)))
+        _require(fits, f"{name} must have shape (N, b) or (M, N, b) with M = {len(first)}, got {tuple(x.shape)}")
 
 
 def _propagate(params: Params, x: Tensor) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor, Tensor, Tensor]:
@@ -227,6 +243,7 @@ READOUTS = tuple(_READOUTS)
 
 def _read(z: Tensor, readout: Readout) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Logits (..., H) to mu, sigma, log|sigma| (...), the last two None for an average network."""
+    instances(str | tuple | list, readout=readout)
     pair = (readout, readout) if isinstance(readout, str) else tuple(readout)
     _require(
         len(pair) == 2 and pair[0] in _READOUTS and getattr(pair[1], "readout", pair[1]) in _READOUTS,
@@ -236,7 +253,8 @@ def _read(z: Tensor, readout: Readout) -> tuple[Tensor, Tensor | None, Tensor | 
     if z.shape[-1] == 1:
         return mu, None, None
     name, floor = pair[1] if isinstance(pair[1], Floored) else (pair[1], 0.0)
-    _require(0 <= floor < math.inf, f"floor must be finite and not negative, got {floor}")
+    numbers(floor=floor)
+    _require(floor >= 0, f"floor must be finite and not negative, got {floor}")
     sigma, log_sigma = (read(z[..., 1]) for read in _READOUTS[name])
     if floor > 0:
         sigma = (sigma**2 + floor**2).sqrt()
@@ -246,6 +264,7 @@ def _read(z: Tensor, readout: Readout) -> tuple[Tensor, Tensor | None, Tensor | 
 
 def degrees_of_freedom(z: Tensor) -> Tensor:
     """nu = 2 + softplus(z) of a third head: above 2, so that the variance exists."""
+    tensors(finite=False, z=z)
     return 2 + F.softplus(z)
 
 
@@ -334,17 +353,19 @@ def train(
     n_networks = _check_data(params, data)
     predict({k: v[:1] for k, v in params.items()}, data.x[:1, :1].to(params["conv1.weight"]), readout)
     step = _check_step(lr, n_networks)
+    instances(Remedy, remedy=remedy)
     remedy.check(data.y.shape[1], with_sigma="sigma.weight" in params)
+    instances(float | int, jump=jump)
     _require(jump > 0, f"jump must be positive, got {jump}")
-    _require(epochs >= 0, f"epochs must not be negative, got {epochs}")
-    _require(chunk >= 1, f"chunk must be at least 1, got {chunk}")
-    _require(workers >= 1, f"workers must be at least 1, got {workers}")
+    integers(0, epochs=epochs)
+    integers(chunk=chunk, workers=workers)
     _require(engine in ("auto", "fast", "torch"), f"engine must be 'auto', 'fast' or 'torch', got {engine!r}")
     _require(reduction in ("mean", "sum"), f"reduction must be 'mean' or 'sum', got {reduction!r}")
     loss_of = _find_loss(loss, with_sigma="sigma.weight" in params)
-    checkpoints = sorted({0, epochs} if record is None else set(record))
-    for epoch in checkpoints:
-        _require(0 <= epoch <= epochs, f"record must lie between 0 and epochs = {epochs}, got {epoch}")
+    instances(Iterable | None, record=record)
+    for epoch in () if record is None else (record := set(record)):
+        integers(0, epochs, record=epoch)
+    checkpoints = sorted({0, epochs} if record is None else record)
     weight = data.y.shape[1] if reduction == "sum" else 1
     if engine != "torch":
         import kbe_fast  # here, because Numba is slow to import
@@ -374,7 +395,10 @@ def train(
 
 
 def _check_data(params: Params, data: Dataset) -> int:
-    n_networks = params["conv1.weight"].shape[0]
+    _check_inputs(params)
+    instances(Dataset, data=data)
+    tensors(floating=False, **{"data.x": data.x, "data.y": data.y})
+    n_networks = len(params["conv1.weight"])
     _require(
         data.x.ndim == 3 and data.x.shape[0] == n_networks and data.x.shape[1] >= 1,
         f"data.x must have shape (M, N, b) with M = {n_networks} networks and N >= 1, got {tuple(data.x.shape)}",
@@ -383,18 +407,16 @@ def _check_data(params: Params, data: Dataset) -> int:
         data.y.shape == data.x.shape[:2],
         f"data.y must have the shape (M, N) = {tuple(data.x.shape[:2])} of data.x, got {tuple(data.y.shape)}",
     )
-    for name, values in (("data.x", data.x), ("data.y", data.y)):
-        bad = int((~values.isfinite()).sum())
-        _require(bad == 0, f"{name} must be finite, got {bad} NaN or inf")
     return n_networks
 
 
 def _check_step(lr: float | Tensor, n_networks: int) -> Tensor:
     if not isinstance(lr, Tensor):
-        _require(lr > 0 and math.isfinite(lr), f"lr must be positive and finite, got {lr}")
+        positive(lr=lr)
         return torch.full((n_networks,), lr, dtype=torch.float64)
     _require(lr.shape == (n_networks,), f"lr must be a number or have shape ({n_networks},), got {tuple(lr.shape)}")
-    _require(bool((lr >= 0).all() and lr.isfinite().all()), "lr must be finite and not negative, it is not everywhere")
+    tensors(lr=lr)
+    _require(bool((lr >= 0).all()), f"lr must not be negative, its smallest value is {float(lr.min()):g}")
     return lr.double()
 
 
@@ -494,7 +516,9 @@ def variances(run: Run, y: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if y does not have the shape (M, N) of the run, or the networks have no sigma.
     """
+    instances(Run, run=run)
     _require(run.sigma is not None, "run must be of variance networks, these have no sigma")
+    tensors(y=y)
     expected = (run.mu.shape[0], run.mu.shape[2])
     _require(y.shape == expected, f"y must have the shape (M, N) = {expected} of the run, got {tuple(y.shape)}")
     return ((y[:, None] - run.mu) ** 2).mean(-1), (run.sigma**2).mean(-1)
@@ -520,6 +544,7 @@ def empirical_ntk(params: Params, x1: Tensor, x2: Tensor | None = None, readout:
     Raises:
         ValueError: for an unknown readout or a wrong number of bits.
     """
+    _check_inputs(params, x1=x1, x2=x1 if x2 is None else x2)
     j1 = _jacobian(params, x1, readout)
     j2 = j1 if x2 is None else _jacobian(params, x2, readout)
     own = params["mu.weight"].shape[-1] + 1  # parameters of one head; the others move both outputs
@@ -562,37 +587,60 @@ def hamming(x1: Tensor, x2: Tensor | None = None) -> Tensor:
         ValueError: if the numbers of bits differ.
     """
     x2 = x1 if x2 is None else x2
+    tensors(floating=False, x1=x1, x2=x2)
+    _require(x1.ndim >= 2 and x2.ndim >= 2, f"x1 and x2 must have shape (..., N, b), got {x1.ndim} and {x2.ndim} axes")
     _require(
         x1.shape[-1] == x2.shape[-1],
         f"x1 and x2 must have the same number of bits, got {x1.shape[-1]} and {x2.shape[-1]}",
     )
+    leading(x1=x1.shape[:-2], x2=x2.shape[:-2])
     return (x1.unsqueeze(-2) != x2.unsqueeze(-3)).sum(-1).to(x1.dtype)
+
+
+def _check_distance(distance: Tensor) -> None:
+    tensors(distance=distance)
+    least = float(distance.min())
+    _require(least >= 0, f"distance must not be negative, its smallest value is {least:g}")
 
 
 def exponential_kernel(distance: Tensor, beta: float = 1.0) -> Tensor:
     """K = exp(-beta |x - x'|) (eq. 16), the shape of the distances kept.
 
     Raises:
-        ValueError: if beta is not positive.
+        ValueError: if beta is not positive, or a distance is negative or not finite.
     """
-    _require(beta > 0, f"beta must be positive, got {beta}")
+    positive(beta=beta)
+    _check_distance(distance)
     return torch.exp(-beta * distance)
 
 
 # ------------------------------------------------------------------------- response kernel dynamics (eqs 12-20)
 
 
-def _check_kernel(kernel: Tensor, n_points: int) -> None:
+def _check_kernel(kernel: Tensor, y: Tensor) -> None:
+    tensors(kernel=kernel, y=y)
+    _require(kernel.dtype == y.dtype, f"kernel and y must be of one dtype, got {kernel.dtype} and {y.dtype}")
+    n_points = y.shape[-1] if y.ndim else 0
     _require(
         kernel.shape[-2:] == (n_points, n_points),
         f"kernel must have shape (..., N, N) with N = {n_points} labels, got {tuple(kernel.shape)}",
     )
-    _require(bool(kernel.isfinite().all()), "kernel must be finite, got NaN or inf")
+    leading(kernel=kernel.shape[:-2], y=y.shape[:-1])
     # rtol 1e-9, atol 1e-9 of the largest entry: sums over parameters differ in their last digits by order
     _require(
         torch.allclose(kernel, kernel.mT, rtol=1e-9, atol=1e-9 * float(kernel.abs().max())),
         "kernel must be symmetric in its points, it is not",
     )
+
+
+def _as_finite(name: str, value: Tensor | float, like: Tensor) -> Tensor:
+    """A number, a sequence of them or a tensor as a tensor of the type of `like`, and finite."""
+    try:
+        value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be numbers, got {value!r}") from error
+    tensors(**{name: value})
+    return value
 
 
 def kernel_flow(kernel: Tensor, y: Tensor, t: Tensor | float | None, mu0: Tensor | float = 0.0) -> Tensor:
@@ -613,18 +661,22 @@ def kernel_flow(kernel: Tensor, y: Tensor, t: Tensor | float | None, mu0: Tensor
     Raises:
         ValueError: if shapes do not match, K is not symmetric or has a negative eigenvalue, or a time is negative.
     """
-    _check_kernel(kernel, y.shape[-1])
+    _check_kernel(kernel, y)
     rates, modes = torch.linalg.eigh(kernel)
     rounding = 1e-12 * rates[..., -1:].clamp(min=0) * y.shape[-1]
     _require(
         bool((rates >= -rounding).all()),
         f"kernel must be positive semidefinite, its smallest eigenvalue is {float(rates.min()):g}",
     )
-    start = torch.as_tensor(mu0, dtype=y.dtype, device=y.device).expand_as(y)
+    start = _as_finite("mu0", mu0, y)
+    fits = y.shape[y.ndim - start.ndim :] == start.shape
+    _require(fits, f"mu0 must be a number or have shape (..., N) as y, got {tuple(start.shape)}")
+    start = start.expand_as(y)
     amplitude = ((y - start).unsqueeze(-2) @ modes).squeeze(-2)  # (..., N) of each mode
     if t is None:
         return start + ((rates > rounding) * amplitude).unsqueeze(-2).matmul(modes.mT).squeeze(-2)
-    times = torch.as_tensor(t, dtype=y.dtype, device=y.device)
+    times = _as_finite("t", t, y)
+    _require(times.ndim <= 1, f"t must be one time or have shape (T,), got {tuple(times.shape)}")
     _require(bool((times >= 0).all()), f"t must not be negative, its smallest value is {float(times.min()):g}")
     learned = -torch.expm1(-rates.clamp(min=0).unsqueeze(-2) * times.reshape(-1, 1))  # (..., T, N)
     mu = start.unsqueeze(-2) + (learned * amplitude.unsqueeze(-2)) @ modes.mT
@@ -647,13 +699,25 @@ def local_average(distance: Tensor, y: Tensor, alpha: Tensor | float, normalise:
     Raises:
         ValueError: for an unknown normalisation, a negative alpha, or shapes that do not match.
     """
+    _check_average(distance, y, normalise)
+    alpha = _as_finite("alpha", alpha, distance)
+    _require(bool((alpha >= 0).all()), f"alpha must not be negative, its smallest value is {float(alpha.min()):g}")
+    leading(distance=distance.shape[:-2], y=y.shape[:-1], alpha=alpha.shape)
+    return _average(distance, y, alpha, normalise)
+
+
+def _check_average(distance: Tensor, y: Tensor, normalise: str) -> None:
     _require(normalise in ("weights", "count"), f"normalise must be 'weights' or 'count', got {normalise!r}")
+    _check_distance(distance)
+    tensors(y=y)
+    _require(distance.ndim >= 2 and y.ndim >= 1, "distance must have shape (..., N, N_data), and y (..., N_data)")
     _require(
         distance.shape[-1] == y.shape[-1],
         f"distance must have one column per label, got {distance.shape[-1]} columns and {y.shape[-1]} labels",
     )
-    alpha = torch.as_tensor(alpha, dtype=distance.dtype, device=distance.device)
-    _require(bool((alpha >= 0).all()), f"alpha must not be negative, its smallest value is {float(alpha.min()):g}")
+
+
+def _average(distance: Tensor, y: Tensor, alpha: Tensor, normalise: str) -> Tensor:
     exponent = -alpha[..., None, None] * distance
     weights = torch.softmax(exponent, -1) if normalise == "weights" else exponent.exp() / y.shape[-1]
     return (weights * y.unsqueeze(-2)).sum(-1)
@@ -684,14 +748,16 @@ def prediction_scale(distance: Tensor, y: Tensor, mu: Tensor, normalise: str = "
     Raises:
         ValueError: as `local_average`, or if mu is not finite or not of N places.
     """
-    _require(mu.shape[-1] == distance.shape[-2], f"mu must have {distance.shape[-2]} places, got {mu.shape[-1]}")
-    _require(bool(mu.isfinite().all()), f"mu must be finite, got {int((~mu.isfinite()).sum())} NaN or inf")
+    _check_average(distance, y, normalise)
+    tensors(mu=mu)
+    places = mu.shape[-1] if mu.ndim else 0
+    _require(places == distance.shape[-2], f"mu must have {distance.shape[-2]} places, got {places}")
 
     def misfit(alpha: Tensor) -> Tensor:
-        return (local_average(distance, y, alpha, normalise) - mu).square().mean(-1)
+        return (_average(distance, y, alpha, normalise) - mu).square().mean(-1)
 
     grid = torch.logspace(math.log10(ALPHA_MIN), math.log10(ALPHA_MAX), 49, dtype=mu.dtype)
-    batch = torch.broadcast_shapes(distance.shape[:-2], y.shape[:-1], mu.shape[:-1])
+    batch = leading(distance=distance.shape[:-2], y=y.shape[:-1], mu=mu.shape[:-1])
     scan = torch.stack([misfit(alpha).expand(batch) for alpha in grid])
     best = scan.argmin(0)
     low, high = grid[(best - 1).clamp(min=0)], grid[(best + 1).clamp(max=len(grid) - 1)]
@@ -721,8 +787,8 @@ def exponential_kernel_modes(n_modes: int, beta: float = 1.0) -> tuple[Tensor, T
     Raises:
         ValueError: if n_modes is below 1 or beta not positive.
     """
-    _require(n_modes >= 1, f"n_modes must be at least 1, got {n_modes}")
-    _require(beta > 0, f"beta must be positive, got {beta}")
+    integers(n_modes=n_modes)
+    positive(beta=beta)
 
     def even(omega: float) -> float:
         return omega * math.sin(omega / 2) - beta * math.cos(omega / 2)
@@ -749,6 +815,8 @@ def hamming_kernel_eigenvalues(kernel_of_distance: Tensor, n_bits: int) -> tuple
     Raises:
         ValueError: if there are not b + 1 values.
     """
+    integers(n_bits=n_bits)
+    tensors(kernel_of_distance=kernel_of_distance)
     _require(
         kernel_of_distance.shape == (n_bits + 1,),
         f"kernel_of_distance must have n_bits + 1 = {n_bits + 1} values, got shape {tuple(kernel_of_distance.shape)}",
@@ -802,8 +870,11 @@ def variance_flow(
     Raises:
         ValueError: for shapes that do not match, sigma0 not above sigma_min, or times that do not increase.
     """
-    n = len(y)
-    shape = tuple(kernel.shape)
+    tensors(kernel=kernel, y=y, mu0=mu0, sigma0=sigma0, t=t)
+    numbers(mean_speed=mean_speed)
+    positive(sigma_min=sigma_min)
+    _require(y.ndim == t.ndim == 1, f"y and t must have one axis, got shapes {tuple(y.shape)} and {tuple(t.shape)}")
+    n, shape = len(y), tuple(kernel.shape)
     _require(shape in ((n, n), (n, n, 2, 2)), f"kernel must have shape (N, N) or (N, N, 2, 2), N = {n}, got {shape}")
     _require(mu0.shape == sigma0.shape == y.shape, f"mu0, sigma0 and y must all have shape ({n},)")
     _require(
@@ -830,6 +901,7 @@ def variance_flow(
     solution = solve_ivp(
         velocity, (0.0, float(t[-1])), start, "DOP853", t.numpy(), events=smallest_sigma, rtol=1e-10, atol=1e-12
     )
+    _require(solution.success, f"sigma_min = {sigma_min:g} cannot be reached: {solution.message}")
     states = torch.from_numpy(solution.y.T)
     collapsed_at = float(solution.t_events[0][0]) if len(solution.t_events[0]) else math.inf
     return VarianceFlow(torch.from_numpy(solution.t), states[:, :n], states[:, n:], collapsed_at)
@@ -843,7 +915,9 @@ def collapse_time(error: Tensor | float, sigma: Tensor | float, theta: float = 1
     Raises:
         ValueError: if theta is not positive.
     """
-    _require(theta > 0, f"theta must be positive, got {theta}")
+    positive(theta=theta)
+    for name, value in (("error", error), ("sigma", sigma)):
+        (tensors if isinstance(value, Tensor) else numbers)(**{name: value})
     return (error**2 + sigma**2) / (2 * theta)
 
 
@@ -856,7 +930,8 @@ def collapse_streamline(error: Tensor, error0: float, sigma0: float) -> Tensor:
     Raises:
         ValueError: if error0 or sigma0 is not positive, or an error is negative.
     """
-    _require(error0 > 0 and sigma0 > 0, f"error0 and sigma0 must be positive, got {error0} and {sigma0}")
+    positive(error0=error0, sigma0=sigma0)
+    tensors(error=error)
     _require(bool((error >= 0).all()), f"error must not be negative, its smallest value is {float(error.min()):g}")
     constant = (sigma0 / error0) ** 2 + 2 * math.log(error0)
     squared = error**2

@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kbe_check import instances, integers, numbers
+from kbe_check import require as _require
+
 
 class Remedy(NamedTuple):
     """What `train` does differently; the default changes nothing.  All of it acts on each network on its own.
@@ -31,14 +34,19 @@ class Remedy(NamedTuple):
 
     def check(self, n_points: int, with_sigma: bool) -> None:
         """Raise ValueError for what lies outside its range or does not fit the data or the heads."""
+        instances(float | int, clip=self.clip)
+        instances(bool, sigma_to_trunk=self.sigma_to_trunk, adam=self.adam)
+        names = ("sigma_lr", "sigma_decay", "held_out", "label_noise", "dropout")
+        numbers(**{name: getattr(self, name) for name in names})
+        integers(0, seed=self.seed)
         _require(self.clip > 0, f"clip must be positive, got {self.clip}")
         for name in ("sigma_lr", "sigma_decay"):
             value = getattr(self, name)
-            _require(0 <= value < math.inf, f"{name} must be finite and not negative, got {value}")
+            _require(value >= 0, f"{name} must be finite and not negative, got {value}")
         for name in ("held_out", "label_noise", "dropout"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"{name} must be at least 0 and below 1, got {value}")
-        _require(0 <= self.seed < 2**63, f"seed must be between 0 and 2^63, got {self.seed}")
+        _require(self.seed < 2**63, f"seed must be between 0 and 2^63, got {self.seed}")
         if self.held_out > 0:
             rest = n_points - self.n_held_out(n_points)
             _require(with_sigma, "held_out needs networks with a sigma head")
@@ -46,11 +54,6 @@ class Remedy(NamedTuple):
 
 
 PLAIN = Remedy()
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 # Random numbers depend on (seed, network, epoch, place) and on nothing else, so that engines, chunks and threads draw

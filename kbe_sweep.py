@@ -24,6 +24,7 @@ from scipy.io import netcdf_file
 from tqdm.auto import tqdm
 
 import kbe_lib as kbe
+from kbe_check import instances, integers, require
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ def run_cell(cell: Cell) -> CellResult:
     Raises:
         ValueError: for a dtype that is neither "float32" nor "float64", or as the functions of kbe_lib do.
     """
-    if cell.dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype must be 'float32' or 'float64', got {cell.dtype!r}")
+    instances(Cell, cell=cell)
+    require(cell.dtype in ("float32", "float64"), f"dtype must be 'float32' or 'float64', got {cell.dtype!r}")
+    integers(0, seed=cell.seed)
     dtype = getattr(torch, cell.dtype)
     generator = torch.Generator().manual_seed(cell.seed)
     params = kbe.init_networks(
@@ -107,6 +109,8 @@ def sweep(
         OSError: if a result cannot be stored (a full disk, say); the cells stored before are not lost.
     """
     cells = list(cells)
+    for cell in cells:
+        instances(Cell, cells=cell)
     if len(set(cells)) < len(cells):
         twice = next(cell for i, cell in enumerate(cells) if cell in cells[:i])
         raise ValueError(f"cells must differ from each other, this one occurs twice: {twice}")
@@ -147,6 +151,8 @@ def store_cell(folder: Path | str, cell: Cell, result: CellResult) -> Path:
     Raises:
         OSError: if it cannot be written; nothing is left behind then.
     """
+    instances(Cell, cell=cell)
+    instances(CellResult, result=result)
     buffer = io.BytesIO()
     file = netcdf_file(buffer, "w")
     file.cell = json.dumps(asdict(cell), sort_keys=True)
@@ -172,6 +178,8 @@ def store_cell(folder: Path | str, cell: Cell, result: CellResult) -> Path:
 
 def load_cell(folder: Path | str, cell: Cell) -> CellResult | None:
     """A stored cell, or None if there is no file of it that is whole, undamaged and its own."""
+    instances(Cell, cell=cell)
+    instances(str | os.PathLike, folder=folder)
     path = Path(folder) / f"{cell.name()}.nc"
     if not path.exists():
         return None

@@ -31,6 +31,13 @@ THEORY = {"color": "black", "linestyle": "--", "linewidth": 1.2, "label": "theor
 GUIDE = {"color": GREY, "linestyle": ":", "linewidth": 1.0}
 SERIES = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 
+# One name per axis.  An epoch is one step of gradient descent; labels and outputs are numbers between 0 and 1.
+EPOCH_AXIS = "epoch (η = 0.1)"
+POINTS_AXIS = "number of points N"
+ERROR_AXIS = "error |y − μ|"
+SIGMA_AXIS = "standard deviation σ"
+ALPHA_AXIS = "prediction scale α (1/bit)"
+
 _STYLE = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
@@ -150,15 +157,30 @@ class slider:
         )
 
 
-def band(ax: Axes, x, samples, quantiles=(0.1, 0.9), **look):
+def band(ax: Axes, x, samples, quantiles=(0.1, 0.9), kept=None, enough: int = 20, **look):
     """Median over the first axis of samples (M, T) as a line, with a band between two quantiles.
 
     Infinite and failed values count at their end of the order; NaN is not allowed, so that no run is dropped.
+
+    Args:
+        kept: (M, T), which networks to show at which x ("not failed yet", say); all x with fewer than `enough` of them
+            are left out.
     """
-    samples = np.asarray(samples)
-    if np.isnan(samples).any():
-        raise ValueError(f"samples must not contain NaN, got {np.isnan(samples).sum()}")
-    low, middle, high = np.quantile(samples, (quantiles[0], 0.5, quantiles[1]), axis=0, method="inverted_cdf")
+    samples, x = np.asarray(samples), np.asarray(x)
+    if kept is None:
+        return spread(ax, x, samples.T, quantiles, **look)
+    kept = np.asarray(kept)
+    shown = np.flatnonzero(kept.sum(0) >= enough)
+    return spread(ax, x[shown], [samples[kept[:, k], k] for k in shown], quantiles, **look)
+
+
+def spread(ax: Axes, x, groups, quantiles=(0.1, 0.9), **look):
+    """As `band`, for groups of values that need not be equally large, one group at every x."""
+    undefined = sum(int(np.isnan(group).sum()) for group in groups)
+    if undefined:
+        raise ValueError(f"samples must not contain NaN, got {undefined}")
+    levels = (quantiles[0], 0.5, quantiles[1])
+    low, middle, high = np.transpose([np.quantile(group, levels, method="inverted_cdf") for group in groups])
     ax.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
     return ax.plot(x, middle, **look)
 
@@ -173,7 +195,7 @@ def loss_arrows(fig: Figure, ax: Axes, error_max: float = 0.6, sigma_max: float 
         width=0.004, scale=26, edgecolor="grey", linewidth=0.2,
     )  # fmt: skip
     fig.colorbar(arrows, ax=ax, label="steepness |∇L|")
-    ax.set(xlabel="error |y − μ|", ylabel="standard deviation σ", xlim=(0, error_max), ylim=(0, sigma_max))
+    ax.set(xlabel=ERROR_AXIS, ylabel=SIGMA_AXIS, xlim=(0, error_max), ylim=(0, sigma_max))
 
 
 class say:
@@ -189,6 +211,17 @@ class say:
         return self.markdown
 
 
+def along(x, y, at, digits: int = 2) -> str:
+    """A curve in words, at the x nearest to some: "0.25 at 1, 0.013 at 100"; an infinite value reads "never"."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    nearest = dict.fromkeys(int(np.abs(x - place).argmin()) for place in at)
+    return ", ".join(f"{_word(y[k], digits)} at {x[k]:g}" for k in nearest)
+
+
+def _word(value: float, digits: int) -> str:
+    return "never" if np.isinf(value) else f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+
+
 def percent(estimate: float, low: float, high: float) -> str:
     """A fraction and its interval in words: "93 % (88 to 96 %)"."""
     return f"{100 * estimate:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)"
@@ -197,11 +230,7 @@ def percent(estimate: float, low: float, high: float) -> str:
 def quantiles(values, digits: int = 3) -> str:
     """Median and 10 to 90 % range in words: "191 (102 to 350)"; an infinite value reads "never"."""
     low, middle, high = np.quantile(np.asarray(values), (0.1, 0.5, 0.9), method="inverted_cdf")
-
-    def word(value: float) -> str:
-        return "never" if np.isinf(value) else f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
-
-    return f"{word(middle)} ({word(low)} to {word(high)})"
+    return f"{_word(middle, digits)} ({_word(low, digits)} to {_word(high, digits)})"
 
 
 def running_time() -> say:

@@ -39,6 +39,7 @@ else:
 ROLE = re.compile(r"\{([a-z:]+)\}`([^`]+)`")
 PAGE_LINK = re.compile(r"\]\((?!\w+:|#)([\w./-]+)\.md(#[\w-]+)?\)")
 TARGET = re.compile(r"^\([\w-]+\)=\n", re.MULTILINE)
+SCRIPT = re.compile(r"<script[^>]*></script>\n?|<link [^>]*>\n?")  # no Jupyter runs them
 DOLLAR_LABEL = re.compile(r"\$\$\s*\(([\w-]+)\)\s*$", re.MULTILINE)
 FENCE = re.compile(r"(?P<mark>`{3,}|:{3,})\{(?P<name>[\w:-]+)\} *(?P<argument>.*)")
 OPTION = re.compile(r":([\w-]+): *(.*)")
@@ -108,7 +109,7 @@ def role(book: Book, name: str, content: str) -> str:
 
 def inline(book: Book, text: str) -> str:
     """Markdown without directives: roles, targets and links between pages."""
-    text = TARGET.sub("", text)
+    text = SCRIPT.sub("", TARGET.sub("", text))
     text = DOLLAR_LABEL.sub(lambda match: rf"\tag{{{book.equation(match[1])}}}$$", text)
     text = ROLE.sub(lambda match: role(book, match[1], match[2]), text)
     return PAGE_LINK.sub(lambda match: f"]({book.page(Path(match[1]).name)}{match[2] or ''})", text)

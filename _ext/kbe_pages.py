@@ -80,7 +80,8 @@ def link_code(app, doctree, docname):
         if match and not isinstance(literal.parent, nodes.reference | nodes.title):
             entry = functions.get(f"{MODULES.get(match[1], match[1])}.{match[2]}")
             if entry and entry.docname != docname:
-                literal.replace_self(make_refnode(app.builder, docname, entry.docname, entry.node_id, literal.deepcopy()))
+                link = make_refnode(app.builder, docname, entry.docname, entry.node_id, literal.deepcopy())
+                literal.replace_self(link)
 
 
 def skip_fields(app, what, name, obj, skip, options):

@@ -70,7 +70,7 @@ def test_what_cannot_be_decided_is_shown_unjudged(claims):
 @pytest.mark.parametrize(("value", "interval"), [(math.nan, (0, 1)), (2, (0, 1)), (0, (0, math.inf))])
 def test_numbers_that_are_none(claims, value, interval):
     claims(X=CLAIM)
-    with pytest.raises(ValueError, match="interval must be finite and hold the value"):
+    with pytest.raises(ValueError, match="(value|interval) must (be finite|hold the value), got"):
         ledger.verdict("X", value, interval, "-")
 
 
@@ -78,6 +78,8 @@ def test_numbers_that_are_none(claims, value, interval):
     ("claim", "message"),
     [
         ({k: v for k, v in CLAIM.items() if k != "power"}, "claim X must have the fields"),
+        (CLAIM | {"power": 0.1}, "claim X: power must be text, got 0.1"),
+        (CLAIM | {3: "x"}, "claim X must have the fields"),
         (CLAIM | {"colour": "red"}, "claim X must have the fields"),
         (CLAIM | {"verdict": "maybe"}, "claim X: verdict must be one of"),
         (CLAIM | {"holds": "always"}, "rule must read like"),
@@ -94,7 +96,7 @@ def test_equation_marks():
     assert ledger.equation(3, "a", "b").record == {"equations": [3], "kind": "a", "outcome": "b"}
     assert ledger.equation([1, 24], "a", "<b>").record["equations"] == [1, 24]
     assert "&lt;b&gt;" in ledger.equation(1, "a", "<b>")._repr_mimebundle_()[0]["text/html"]
-    with pytest.raises(ValueError, match="numbers must lie between 1 and 24, got 25"):
+    with pytest.raises(ValueError, match="numbers must be between 1 and 24, got 25"):
         ledger.equation([3, 25], "a", "b")
 
 
@@ -106,3 +108,31 @@ def test_chance_of_another_verdict():
     # one standard error (0.0255) inside the limit: a difference of -1 / sqrt(2) standard deviations, 24 %
     near = ledger.chance_of_another_verdict(CLAIM, 0.5755, 0.5255, 0.6255)
     assert near == pytest.approx(0.24, abs=0.01)
+
+
+@pytest.mark.parametrize("content", [b"X: [", b"\xff\xfe", b"- a\n- b", b"", b"X: !!python/object:os.system x"])
+def test_files_that_are_no_ledger(tmp_path, content):
+    """Damaged or foreign files; objects in YAML are not made."""
+    path = tmp_path / "claims.yml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="claims.yml must be (YAML|a mapping of ids to claims)"):
+        ledger.load_claims(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(name=1), "name must be of type str, got 1"),
+        (dict(interval=(0.6,)), "interval must be a pair"),
+        (dict(interval=0.6), "interval must be of type Sequence, got 0.6"),
+        (dict(interval=("a", "b")), "interval must be a number, got 'a'"),
+        (dict(value=None), "value must be a number, got None"),
+        (dict(runs=10), "runs must be of type str, got 10"),
+        (dict(digits=0), "digits must be at least 1, got 0"),
+        (dict(digits=2.5), "digits must be an integer, got 2.5"),
+    ],
+)
+def test_verdict_names_what_is_wrong(claims, change, message):
+    claims(X=CLAIM)
+    with pytest.raises((ValueError, TypeError), match=message):
+        ledger.verdict(**(dict(name="X", value=0.7, interval=(0.6, 0.8), runs="10 runs") | change))

@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import signal
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
@@ -87,12 +88,15 @@ def test_damaged_and_foreign_files_are_not_trusted(tmp_path, undisturbed):
 def test_survives_kill_nine_at_random_moments(tmp_path, undisturbed):
     """Sweeps in processes of their own are killed again and again until they have come through, twenty kills in all."""
     rng, kills, sweeps = random.Random(1), 0, 0
+    start = time.monotonic()
+    run_quietly(tmp_path / "whole")
+    whole = time.monotonic() - start  # on this machine, as busy as it is
     while kills < 20:
         folder, before = tmp_path / str(sweeps), set()
         while True:
             process = multiprocessing.get_context("fork").Process(target=run_quietly, args=(folder,))
             process.start()
-            process.join(rng.uniform(0, 0.2))
+            process.join(rng.uniform(0, 1.5 * whole))
             process.kill()
             process.join()
             now = {path.name for path in folder.glob("*.nc")}
@@ -131,7 +135,7 @@ def test_a_full_disk_raises_and_loses_nothing(tmp_path, undisturbed):
 
 def test_a_failing_cell_does_not_take_the_others_with_it(tmp_path, undisturbed):
     bad = kbe_sweep.Cell(5, 0, epochs=5, checkpoints=(6,))
-    with pytest.raises(ValueError, match="record must lie between 0 and epochs = 5, got 6"):
+    with pytest.raises(ValueError, match="record must be between 0 and 5, got 6"):
         dict(kbe_sweep.sweep([*CELLS[:2], bad, *CELLS[2:]], tmp_path, progress=False))
     assert len(list(tmp_path.glob("*.nc"))) == 2
     assert same(dict(kbe_sweep.sweep(CELLS, tmp_path, progress=False)), undisturbed)
@@ -160,3 +164,15 @@ def test_rejects():
         list(kbe_sweep.sweep([CELLS[0], CELLS[1], CELLS[0]], progress=False))
     with pytest.raises(ValueError, match="dtype must be 'float32' or 'float64', got 'int8'"):
         kbe_sweep.run_cell(kbe_sweep.Cell(1, 0, 1, (0,), dtype="int8"))
+
+
+@pytest.mark.parametrize("wrong", [None, {"n_points": 2}, kbe_sweep.Cell])
+def test_what_is_no_cell(tmp_path, undisturbed, wrong):
+    result = undisturbed[CELLS[0]]
+    with pytest.raises(TypeError, match="cells must be of type Cell, got"):
+        list(kbe_sweep.sweep([wrong], progress=False))
+    with pytest.raises(TypeError, match="cell must be of type Cell, got"):
+        kbe_sweep.store_cell(tmp_path, wrong, result)
+    with pytest.raises(TypeError, match="result must be of type CellResult, got"):
+        kbe_sweep.store_cell(tmp_path, CELLS[0], tuple(result))
+    assert list(tmp_path.iterdir()) == []

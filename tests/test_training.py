@@ -154,12 +154,12 @@ def test_fraction_is_the_wilson_interval():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(lr=0.0), "lr must be positive and finite, got 0.0"),
-        (dict(lr=-1.0), "lr must be positive and finite, got -1.0"),
-        (dict(lr=math.nan), "lr must be positive and finite, got nan"),
-        (dict(epochs=-1), "epochs must not be negative, got -1"),
-        (dict(record=[11]), "record must lie between 0 and epochs = 10, got 11"),
-        (dict(record=[-1]), "record must lie between 0 and epochs = 10, got -1"),
+        (dict(lr=0.0), "lr must be positive, got 0.0"),
+        (dict(lr=-1.0), "lr must be positive, got -1.0"),
+        (dict(lr=math.nan), "lr must be finite, got nan"),
+        (dict(epochs=-1), "epochs must be at least 0, got -1"),
+        (dict(record=[11]), "record must be between 0 and 10, got 11"),
+        (dict(record=[-1]), "record must be between 0 and 10, got -1"),
         (dict(readout="relu"), "readout must be one of .* got 'relu'"),
         (dict(loss="poisson"), "loss must be one of .* got 'poisson'"),
         (dict(reduction="max"), "reduction must be 'mean' or 'sum', got 'max'"),

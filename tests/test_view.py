@@ -20,7 +20,18 @@ def test_band_counts_failures_at_the_end_and_drops_none():
         view.band(ax, [0], np.array([[np.nan], [1.0]]), color=view.BLUE)
 
 
+def test_band_of_those_that_are_kept():
+    _, ax = view.figure()
+    samples = np.arange(60.0).reshape(20, 3)
+    kept = np.ones((20, 3), dtype=bool)
+    kept[10:, 1], kept[:, 2] = False, False
+    (line,) = view.band(ax, [5, 6, 7], samples, kept=kept, enough=10, color=view.BLUE)
+    assert line.get_xdata().tolist() == [5, 6]
+    assert line.get_ydata().tolist() == [np.sort(samples[:, 0])[9], np.sort(samples[:10, 1])[4]]
+
+
 def test_words():
+    assert view.along([1, 10, 100], [0.25, 0.1, np.inf], at=(1, 2, 90)) == "0.25 at 1, never at 100"
     assert view.percent(0.931, 0.879, 0.962) == "93 % (88 to 96 %)"
     assert view.quantiles(range(101)) == "50 (10 to 90)"
     assert view.quantiles([1.0] * 5 + [np.inf] * 6) == "never (1 to never)"
