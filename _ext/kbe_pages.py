@@ -21,6 +21,8 @@ INLINE_HANDLER = re.compile(r'\son[a-z]+="([^"]*)"')
 # What fails WCAG 2.1 in the theme: roles that ARIA has withdrawn, and a second name of the switch between modes.
 OLD_ROLE = re.compile(r' role="(?:doc-biblioentry|list)"')
 SWITCH_ICON = re.compile(r'(<i class="theme-switch[^>]*?) title="[^"]*"')
+# A script of 1.5 MB that draws twenty icons; kbe.css takes them from the font that the theme has anyway.
+ICON_SCRIPT = re.compile(r'<script defer src="[^"]*fontawesome\.js[^"]*"></script>')
 
 ROOT = Path(__file__).resolve().parent.parent
 # The names under which the chapters import the book's modules: kbe is kbe_lib, view is kbe_view.
@@ -36,8 +38,8 @@ def content_policy(page: str) -> str:
 
 
 def seal(page: str) -> str:
-    """The page with its policy, which must stand before the first script."""
-    page = SWITCH_ICON.sub(r"\1", OLD_ROLE.sub("", page))
+    """The page mended, with its policy, which must stand before the first script."""
+    page = SWITCH_ICON.sub(r"\1", OLD_ROLE.sub("", ICON_SCRIPT.sub("", page)))
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>\n', "", page)
     policy = f'<meta http-equiv="Content-Security-Policy" content="{content_policy(page)}">\n'
     return page.replace("<head>", f"<head>\n{policy}", 1)
