@@ -86,12 +86,22 @@ def link_code(app, doctree, docname):
                 literal.replace_self(link)
 
 
+def read_as_written(app, what, name, obj, options, lines):
+    """Docstrings are plain text with `code`, not reStructuredText: |x| is an absolute value and * a product."""
+    for position, line in enumerate(lines):
+        parts = re.split(r"`+([^`]+)`+", line)  # text and code in turn
+        parts[::2] = [re.sub(r"([|*\\])", r"\\\1", text) for text in parts[::2]]
+        parts[1::2] = [f"``{code}``" for code in parts[1::2]]
+        lines[position] = "".join(parts)
+
+
 def skip_fields(app, what, name, obj, skip, options):
     # the fields of a NamedTuple are told in its docstring; on their own they would read "alias for field number 0"
     return skip or type(obj).__name__ == "_tuplegetter"
 
 
 def setup(app):
+    app.connect("autodoc-process-docstring", read_as_written, priority=400)  # before the sections are found
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("html-page-context", drop_thebe)
     app.connect("doctree-read", name_boxes)
