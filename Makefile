@@ -6,7 +6,7 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
-.PHONY: help setup book pdf zip test test-browser bench lint format serve lab lock audit clean
+.PHONY: help setup book pdf zip test test-browser mutants bench lint format serve lab lock audit clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -48,6 +48,13 @@ test: .venv/installed  ## unit tests, pages in a browser, then every chapter as 
 test-browser: .venv/installed  ## the built pages in chromium: network cut, formulas, sliders, accessibility
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/test_browser.py
 
+mutants: .venv/installed  ## mistakes planted in the helper: do tests and chapters notice?  An hour on two cores
+	$(BIN)/python -m pip install --quiet mutmut==3.8.1
+	$(BIN)/mutmut run
+	$(BIN)/python tests/mutants.py
+	PYTHONPATH=. $(BIN)/python tests/test_bad_input.py
+	$(BIN)/python tests/semantic_mutants.py
+
 bench: .venv/installed  ## measure the engine against the loop; rewrites benchmarks/results.json
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_engine.py
 
@@ -84,4 +91,4 @@ audit: $(TOOLS)/uv  ## licences of what is installed; known vulnerabilities of t
 	$(TOOLS)/pip-audit --no-deps --disable-pip --requirement requirements.lock
 
 clean:  ## remove what was built; the virtual environment stays
-	rm -rf _build .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info __pycache__ */__pycache__
+	rm -rf _build mutants .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info __pycache__ */__pycache__

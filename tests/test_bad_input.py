@@ -2,10 +2,12 @@
 
 A line of `CALLS` is one function with arguments that are right, and for each argument its role.  `ROLES` lists per role
 what is wrong in it: type, shape, dtype, range, NaN, infinity, nothing at all, values that are on no device.  Each pair
-is tried.  What is allowed although it looks wrong is in `DOCUMENTED`, with the result that the docstring promises.
+is tried.  What is allowed although it looks wrong has a test of its own, with the result that the docstring promises.
+How many that is stands in tests/power.json; `python tests/test_bad_input.py` writes it there.
 """
 
 import inspect
+import json
 import math
 import signal
 import traceback
@@ -23,6 +25,7 @@ import kbe_sweep
 
 MODULES = (kbe, kbe_kernels, kbe_ledger, kbe_stats, kbe_sweep)
 ROOT = Path(__file__).parent.parent
+RECORD = ROOT / "tests" / "power.json"  # what mutants.py and semantic_mutants.py find stands there too
 F64 = torch.float64
 
 
@@ -557,6 +560,16 @@ def test_documented_results():
     assert kbe.logits({k: v * math.nan for k, v in PARAMS.items()}, DATA.x).isnan().all()
 
 
-if __name__ == "__main__":
+def counts() -> dict[str, int]:
     arguments = sum(len(good) for good, _ in CALLS.values())
-    print(f"{len(CALLS)} functions, {arguments} arguments, {len(CASES)} wrong inputs")
+    return {"functions": len(CALLS), "arguments": arguments, "wrong inputs": len(CASES)}
+
+
+def test_nothing_is_tried_less_than_on_record():
+    assert all(counts()[name] >= number for name, number in json.loads(RECORD.read_text())["bad input"].items())
+
+
+if __name__ == "__main__":
+    record = json.loads(RECORD.read_text()) | {"bad input": counts()}
+    RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(record["bad input"])

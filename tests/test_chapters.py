@@ -86,7 +86,9 @@ NOT_PROSE = [
     re.compile(r"^```\{code-cell\}.*?^```", re.MULTILINE | re.DOTALL),
     re.compile(r"\A---.*?^---$", re.MULTILINE | re.DOTALL),
     re.compile(r"^```\{.*?^```", re.MULTILINE | re.DOTALL),  # formulas, generated tables
-    re.compile(r"\$[^$]*\$|`[^`]*`|\]\([^)]*\)|\{[a-z:]+\}"),  # formulas, code, targets of links and references
+    re.compile(
+        r"\$[^$]*\$|`[^`]*`|\]\([^)]*\)|<a href=[^>]*>|\{[a-z:]+\}"
+    ),  # formulas, code, targets of links and references
     re.compile(r"^(:{3,}|:label:|:class:|\(\S+\)=|#+).*$|^ *\d+\. ", re.MULTILINE),  # directives, headings, list marks
     re.compile(
         r"\b(eqs?\.?|equations?|FIG\.?|sections?|chapters?|claims?|rules?|item|paper:) *\d+(( ?,| to| and|–|-) ?\d+)*",
