@@ -100,7 +100,14 @@ def skip_fields(app, what, name, obj, skip, options):
     return skip or type(obj).__name__ == "_tuplegetter"
 
 
+def complete_single_page(app):
+    # sphinx-exercise names its writers for the single page, and with that Sphinx forgets those of all other extensions
+    writers = app.registry.translation_handlers
+    writers["singlehtml"] = writers["html"] | writers.get("singlehtml", {})
+
+
 def setup(app):
+    app.connect("builder-inited", complete_single_page)
     app.connect("autodoc-process-docstring", read_as_written, priority=400)  # before the sections are found
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("html-page-context", drop_thebe)
