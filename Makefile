@@ -36,7 +36,7 @@ TAKE := _build/html/downloads/kernel-balanced-equation
 
 pdf: .venv/installed  ## the whole book as one PDF (needs chromium or google-chrome)
 	$(BIN)/jupyter-book build . --builder singlehtml
-	$(BIN)/python _ext/print_book.py _build/singlehtml/book/index.html $(TAKE).pdf
+	$(BIN)/python _ext/print_book.py _build/singlehtml $(TAKE).pdf
 
 zip: book  ## the pages as one zip, to be read with no network
 	$(BIN)/python _ext/pack_pages.py _build/html $(TAKE).zip

@@ -57,19 +57,19 @@ class Book:
     def number(self, kind: str, page: str, target: str) -> str:
         number = self.env.toc_fignumbers.get(page, {}).get(kind, {}).get(target)
         if number is None:
-            LOGGER.warning("notebook of %s: %r has no number", page, target)
-        return ".".join(map(str, number or ()))
+            LOGGER.warning("a notebook cannot number %r", target)
+        return ".".join(map(str, number or "?"))
 
     def equation(self, label: str) -> str:
-        page, _ = self.env.get_domain("math").equations[label]
+        page, _ = self.env.get_domain("math").equations.get(label, (None, None))
         return self.number("displaymath", page, f"equation-{label}")
 
     def labelled(self, label: str) -> str:
-        page, target = self.env.get_domain("std").anonlabels[label]
+        page, target = self.env.get_domain("std").anonlabels.get(label, (None, label))
         return f"Fig. {self.number('figure', page, target)}"
 
     def title(self, label: str) -> str:
-        return self.env.get_domain("std").labels[label][2]
+        return self.env.get_domain("std").labels.get(label, (None, None, label))[2]
 
     def citation(self, keys: str, in_text: bool) -> str:
         words = []
