@@ -50,7 +50,7 @@ test-browser: .venv/installed  ## the built pages in chromium: network cut, form
 
 mutants: .venv/installed  ## mistakes planted in the helper: do tests and chapters notice?  An hour on two cores
 	$(BIN)/python -m pip install --quiet mutmut==3.8.1
-	$(BIN)/mutmut run
+	HYPOTHESIS_PROFILE=quick $(BIN)/mutmut run
 	$(BIN)/python tests/mutants.py
 	PYTHONPATH=. $(BIN)/python tests/test_bad_input.py
 	$(BIN)/python tests/semantic_mutants.py
