@@ -727,3 +727,24 @@ def test_accessibility(open_lab, theme):
     found = Axe().run(lab.page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]})
     assert found.violations_count == 0, found.generate_report()
     lab.trouble.clear()  # axe tries to fetch the style sheet, which a page in a file may not
+
+
+# ------------------------------------------------------------------------------------------------------ the built page
+
+BUILT = ROOT / "_build" / "html" / "book" / "laboratory.html"
+
+
+@pytest.mark.skipif(not BUILT.exists() and not os.environ.get("CI"), reason="no built book: run `make book` first")
+def test_built_page_works_from_a_file_without_a_network(browser, science):
+    lab = Lab(browser, BUILT)
+    lab.wait_until("!lab.behind && lab.epoch > 0")
+    links = lab.page.get_by_role("link", name="Set it up.").all()
+    assert len(links) >= 8
+    for link in links:
+        assert science.evaluate(PARSE, link.get_attribute("href"))["complaints"] == []
+    links[0].click()
+    lab.wait_until("!lab.behind && lab.settings.N === 1")
+    assert lab.words().startswith("Epoch 12.")
+    assert lab.page.evaluate("scrollY") > 0
+    assert lab.trouble == []
+    lab.context.close()

@@ -170,7 +170,7 @@
   // ------------------------------------------------------------------------------------------------------- laboratory
 
   /* Epochs to keep: all of the first 256, then ever fewer, so that any training fits and any part of it is seen. */
-  const isKept = (epoch) => epoch % 2 ** Math.max(0, Math.floor(Math.log2(Math.max(epoch, 1) / 256)) + 1) === 0 || epoch < 256;
+  const isKept = (epoch) => epoch % 2 ** Math.max(0, Math.floor(Math.log2(Math.max(epoch, 1) / 256)) + 1) === 0;
 
   class Laboratory {
     constructor(root) {
