@@ -1,6 +1,7 @@
 """The book's Sphinx hooks: a cache that notices the helpers, kernels that find them, links that know where they are."""
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -157,6 +158,25 @@ class Equations(Table):
         yield f"**{len(checked)} of 24** equations have an executed check."
 
 
+class Tested(Table):
+    """What tests/power.json keeps of the long checks: `:of:` names the part."""
+
+    option_spec: ClassVar[dict] = {"of": directives.unchanged_required}
+
+    def lines(self, records):
+        path = ROOT / "tests" / "power.json"
+        self.env.note_dependency(str(path))
+        part = json.loads(path.read_text(encoding="utf-8")).get(self.options["of"])
+        if part is None:
+            self.complain(f"tests/power.json has nothing of {self.options['of']!r}")
+            return
+        rows = part if isinstance(part, list) else [{"": key, "figure": value} for key, value in part.items()]
+        yield f"| {' | '.join(rows[0])} |"
+        yield "|" + "---|" * len(rows[0])
+        for row in rows:
+            yield f"| {' | '.join(cell(value) for value in row.values())} |"
+
+
 def repository_url() -> str | None:
     """The public address of the repository that the book is built in, from CI's variables or the git remote."""
     if "GITHUB_REPOSITORY" in os.environ:
@@ -205,5 +225,6 @@ def setup(app):
     app.connect("doctree-read", describe_pictures)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("equations", Equations)
+    app.add_directive("tested", Tested)
     app.connect("html-page-context", drop_second_thebe_script)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
