@@ -121,7 +121,7 @@ class slider:
         if start not in range(len(values)):
             raise ValueError(f"start must be between 0 and {len(values) - 1}, got {start}")
         self.name, self.values, self.start = name, [str(value) for value in values], start
-        self.frames = [show(*draw(position), colors=64) for position in range(len(values))]
+        self.frames = [show(*draw(position), colors=128) for position in range(len(values))]
 
     def __repr__(self) -> str:
         return f"{self.name} = {self.values[self.start]}: {self.frames[self.start].alt}"
