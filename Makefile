@@ -6,7 +6,7 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
-.PHONY: help setup book test bench lint format serve lab lock audit clean
+.PHONY: help setup book test mutants bench lint format serve lab lock audit clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -35,6 +35,13 @@ book: .venv/installed  ## execute every chapter and build the pages, strictly
 test: .venv/installed  ## unit tests, then every chapter as a notebook
 	$(BIN)/python -m pytest -n $(WORKERS) tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --nbmake --nbmake-timeout=900 book
+
+mutants: .venv/installed  ## mistakes planted in the helper: do tests and chapters notice?  An hour on two cores
+	$(BIN)/python -m pip install --quiet mutmut==3.8.1
+	HYPOTHESIS_PROFILE=quick $(BIN)/mutmut run
+	$(BIN)/python tests/mutants.py
+	PYTHONPATH=. $(BIN)/python tests/test_bad_input.py
+	$(BIN)/python tests/semantic_mutants.py
 
 bench: .venv/installed  ## measure the engine against the loop; rewrites benchmarks/results.json
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_engine.py
@@ -72,4 +79,4 @@ audit: $(TOOLS)/uv  ## licences of what is installed; known vulnerabilities of t
 	$(TOOLS)/pip-audit --no-deps --disable-pip --requirement requirements.lock
 
 clean:  ## remove what was built; the virtual environment stays
-	rm -rf _build .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info __pycache__ */__pycache__
+	rm -rf _build mutants .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info __pycache__ */__pycache__

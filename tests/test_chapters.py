@@ -1,6 +1,7 @@
 """The chapters' files: every chapter is a Markdown file with an output-free notebook of the same cells beside it."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def test_pair_is_in_step_and_holds_no_outputs(chapter):
     assert all(not cell.outputs and cell.execution_count is None for cell in notebook if cell.cell_type == "code")
 
 
+@functools.cache
 def code_cells(page):
     return [cell for cell in jupytext.read(ROOT / f"{page}.md").cells if cell.cell_type == "code"]
 
@@ -85,7 +87,9 @@ NOT_PROSE = [
     re.compile(r"^```\{code-cell\}.*?^```", re.MULTILINE | re.DOTALL),
     re.compile(r"\A---.*?^---$", re.MULTILINE | re.DOTALL),
     re.compile(r"^```\{.*?^```", re.MULTILINE | re.DOTALL),  # formulas, generated tables
-    re.compile(r"\$[^$]*\$|`[^`]*`|\]\([^)]*\)|\{[a-z:]+\}"),  # formulas, code, targets of links and references
+    re.compile(
+        r"\$[^$]*\$|`[^`]*`|\]\([^)]*\)|<a href=[^>]*>|\{[a-z:]+\}"
+    ),  # formulas, code, targets of links and references
     re.compile(r"^(:{3,}|:label:|:class:|\(\S+\)=|#+).*$|^ *\d+\. ", re.MULTILINE),  # directives, headings, list marks
     re.compile(
         r"\b(eqs?\.?|equations?|FIG\.?|sections?|chapters?|claims?|rules?|item|paper:) *\d+(( ?,| to| and|–|-) ?\d+)*",
@@ -96,6 +100,7 @@ NOT_PROSE = [
 ]
 
 
+@functools.cache
 def settings_of(page):
     """The numbers in the code of a page's cells, not those in its comments, captions and sentences."""
     nodes = (node for cell in code_cells(page) for node in ast.walk(ast.parse(cell.source)))
