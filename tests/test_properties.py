@@ -356,6 +356,7 @@ def test_hamming_is_a_distance(seed, n_bits):
 @given(seeds, st.floats(0.1, 5), st.floats(0.1, 5))
 def test_exponential_kernel_multiplies(seed, beta, more):
     d = random(seed, 3, 4)
+    close(kbe.exponential_kernel(d), kbe.exponential_kernel(d, 1.0), rtol=0, atol=0)
     close(kbe.exponential_kernel(d, beta) * kbe.exponential_kernel(d, more), kbe.exponential_kernel(d, beta + more))
     expected = [[math.exp(-beta * v) for v in row] for row in d.tolist()]
     close(kbe.exponential_kernel(d, beta), torch.tensor(expected, dtype=F64))

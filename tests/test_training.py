@@ -100,9 +100,11 @@ def test_failure_is_the_first_jump(train, generator):
     assert (run.failed_at > 120).sum() > 3
 
 
-def test_a_frozen_network_keeps_its_last_finite_state(train, generator):
+@pytest.mark.parametrize("remedy", [kbe.PLAIN, kbe.Remedy(dropout=0.9)])
+def test_a_frozen_network_keeps_its_last_finite_state(train, remedy, generator):
+    """Also where the next step would be another one, because dropout is drawn anew."""
     params, data = kbe.init_networks(16, generator=generator), kbe.random_bit_encoding(16, 1, generator=generator)
-    run = train(params, data, epochs=60, readout=("raw", "exp"), record=range(61))
+    run = train(params, data, epochs=60, readout=("raw", "exp"), record=range(61), remedy=remedy)
     frozen = run.frozen_at <= 60
     assert frozen.sum() > 5  # so that the loop below tests something
     assert (run.failed_at <= run.frozen_at).all()
