@@ -323,7 +323,7 @@ CALLS = {
             | {"blocks of three": KERNEL[..., None, None].expand(4, 4, 3, 3)},
             "y": wrong_tensors(LABELS),
             "mu0": wrong_tensors(HALF),
-            "sigma0": wrong_tensors(HALF) | {"0": 0 * HALF, "negative": -HALF, "below sigma_min": HALF / 1000},
+            "sigma0": wrong_tensors(HALF) | {"0": 0 * HALF, "negative": -HALF, "below it": HALF / 999, "at it": HALF / 500},
             "t": without(wrong_tensors(TIMES), "one more")
             | {"backwards": TIMES.flip(0), "negative": TIMES - 1, "integers": torch.arange(3)},
             "mean_speed": "number",
