@@ -57,6 +57,26 @@ def test_flow_stops_where_the_kernel_cannot_reach():
     torch.testing.assert_close(kbe.kernel_flow(kernel, y, 1e6, 0.9), limit, rtol=1e-12, atol=1e-12)
 
 
+def test_flow_knows_rounding_from_a_negative_eigenvalue():
+    """Relative to the largest eigenvalue, and N times 1e-12 of it; no kernel at all moves nothing."""
+    y = torch.ones(10, dtype=torch.float64)
+    for scale in (1e-6, 1.0):
+        flat = torch.diag(torch.tensor([*[scale] * 9, -5e-12 * scale], dtype=torch.float64))
+        assert kbe.kernel_flow(flat, y, None).tolist() == [1.0] * 9 + [0.0]
+        with pytest.raises(ValueError, match="kernel must be positive semidefinite"):
+            kbe.kernel_flow(torch.diag(torch.tensor([*[scale] * 9, -2e-11 * scale], dtype=torch.float64)), y, 1.0)
+    nothing = torch.zeros(10, 10, dtype=torch.float64)
+    for t in (1.0, None):
+        assert kbe.kernel_flow(nothing, y, t, 0.3).tolist() == [0.3] * 10
+
+
+def test_one_time_in_an_array_keeps_its_axis(line):
+    kernel, y = line
+    flow = kbe.kernel_flow(kernel, y, torch.tensor([0.7], dtype=torch.float64))
+    assert flow.shape == (1, 30)
+    torch.testing.assert_close(flow[0], kbe.kernel_flow(kernel, y, 0.7), rtol=1e-13, atol=1e-14)
+
+
 def test_flow_rejects(line):
     kernel, y = line
     with pytest.raises(ValueError, match="kernel must be symmetric"):
