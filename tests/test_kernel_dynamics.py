@@ -122,6 +122,19 @@ def test_prediction_scale_finds_what_was_planted(normalise, generator):
     assert found.misfit.max() < 1e-12
 
 
+def test_prediction_scale_reaches_the_ends_of_its_interval(generator):
+    """Short distances, so that the average still depends on a large alpha."""
+    data = kbe.random_bit_encoding(2, 20, generator=generator)
+    distance = kbe.hamming(data.x) / 20
+    for planted in (kbe.ALPHA_MIN * 1.01, kbe.ALPHA_MAX * 0.99):
+        found = kbe.prediction_scale(distance, data.y, kbe.local_average(distance, data.y, planted))
+        torch.testing.assert_close(found.alpha, torch.full_like(found.alpha, planted), rtol=1e-4, atol=1e-4)
+    beyond = kbe.prediction_scale(distance, data.y, kbe.local_average(distance, data.y, 40.0))
+    torch.testing.assert_close(beyond.alpha, torch.full_like(beyond.alpha, kbe.ALPHA_MAX), rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="mu must have 1 places, got 0"):
+        kbe.prediction_scale(distance[0, :1], data.y[0], torch.tensor(0.5))
+
+
 def test_prediction_scale_against_scipy(generator):
     data = kbe.random_bit_encoding(4, 20, generator=generator)
     distance = kbe.hamming(data.x)
