@@ -19,7 +19,7 @@ import math
 import operator
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -419,6 +419,18 @@ class Rule(NamedTuple):
     label_noise: float
     dropout: float
     seed: np.uint64
+
+
+@lru_cache(maxsize=32)
+def plan_of_all(n_bits: int, n_layers: int) -> Plan:
+    """The plan for all 2^b strings, kept, because a chapter that trains epoch by epoch asks a thousand times."""
+    return make_plan(np.arange(2**n_bits)[:, None] >> np.arange(n_bits - 1, -1, -1) & 1, n_layers)
+
+
+@lru_cache(maxsize=32)
+def plan_of_separate(n_points: int, n_bits: int, n_layers: int) -> Plan:
+    """The plan for N points of which no two share a unit, kept as well."""
+    return make_plan(1 + np.arange(n_points * n_bits).reshape(n_points, n_bits), n_layers)
 
 
 class Net(NamedTuple):
@@ -892,11 +904,11 @@ def arrange(x: np.ndarray, n_layers: int, separate: bool = False) -> tuple[Plan,
     place = 2 ** np.arange(n_bits - 1, -1, -1)
     cost_of_direct = n_points * (n_bits * (3 * n_layers + 1) + 1)
     if not separate and 2**n_bits < cost_of_direct:
-        table = make_plan(np.arange(2**n_bits)[:, None] // place % 2, n_layers)
+        table = plan_of_all(n_bits, n_layers)
         # in units of one ELU with its derivative; what a unit below the last layer adds to its neighbours costs two
         if len(table.taps) + 2 * table.first[-2] + len(table.unit) + len(table.ends) < cost_of_direct:
             return table, x @ place, np.ones((n_networks, 1))
-    direct = make_plan(1 + np.arange(n_points * n_bits).reshape(n_points, n_bits), n_layers)
+    direct = plan_of_separate(n_points, n_bits, n_layers)
     return direct, np.tile(np.arange(n_points), (n_networks, 1)), x.reshape(n_networks, -1)
 
 

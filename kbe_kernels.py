@@ -23,14 +23,15 @@ from kbe_check import require as _require
 
 
 def _gaps(x: Tensor, v: Tensor, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """r = exp(-beta gap) and q = 1 - r^2 before each point, 0 and 1 before the first, and v as rows of N."""
+    """beta times the gap before each point, infinite before the first, r = exp(-beta gap), and v as rows of N."""
     tensors(x=x, v=v)
     positive(beta=beta)
     _require(x.ndim == 1 and len(x) >= 1, f"x must have shape (N,) with N >= 1, got {tuple(x.shape)}")
     _require(v.shape[-1:] == x.shape, f"v must have shape (..., N) with N = {len(x)} points, got {tuple(v.shape)}")
     gap = np.diff(x.double().numpy(), prepend=-np.inf)
     _require(bool((gap >= 0).all()), "x must be sorted in ascending order")
-    return np.exp(-beta * gap), -np.expm1(-2 * beta * gap), v.double().reshape(-1, len(x)).numpy()
+    gap *= beta
+    return gap, np.exp(-gap), v.double().reshape(-1, len(x)).numpy()
 
 
 @njit(cache=True)
@@ -76,7 +77,7 @@ def line_product(x: Tensor, v: Tensor, beta: float = 1.0) -> Tensor:
     Raises:
         ValueError: for points that are not sorted, shapes that do not match, NaN or inf, or beta not positive.
     """
-    r, _, rows = _gaps(x, v, beta)
+    _, r, rows = _gaps(x, v, beta)
     return torch.from_numpy(_product(r, rows)).reshape(v.shape)
 
 
@@ -91,7 +92,8 @@ def line_solve(x: Tensor, b: Tensor, shift: float = 0.0, beta: float = 1.0) -> T
     Raises:
         ValueError: as `line_product`, or for a negative shift, or equal points at shift 0.
     """
-    r, q, rows = _gaps(x, b, beta)
+    gap, r, rows = _gaps(x, b, beta)
+    q = -np.expm1(-2 * gap)
     numbers(shift=shift)
     _require(shift >= 0, f"shift must not be negative, got {shift}")
     _require(shift > 0 or bool((q > 0).all()), "x must not hold equal points at shift 0, K is singular there")
@@ -107,7 +109,8 @@ def line_flow(x: Tensor, v: Tensor, t: float, beta: float = 1.0) -> Tensor:
     Raises:
         ValueError: as `line_product`, or for a negative time.
     """
-    r, q, rows = _gaps(x, v, beta)
+    gap, r, rows = _gaps(x, v, beta)
+    q = -np.expm1(-2 * gap)
     numbers(t=t)
     _require(t >= 0, f"t must not be negative, got {t}")
     total = rows if t == 0 else np.zeros_like(rows)

@@ -545,38 +545,54 @@ def empirical_ntk(params: Params, x1: Tensor, x2: Tensor | None = None, readout:
         ValueError: for an unknown readout or a wrong number of bits.
     """
     _check_inputs(params, x1=x1, x2=x1 if x2 is None else x2)
-    j1 = _jacobian(params, x1, readout)
-    j2 = j1 if x2 is None else _jacobian(params, x2, readout)
-    own = params["mu.weight"].shape[-1] + 1  # parameters of one head; the others move both outputs
-    theta = j1.new_empty(*j1.shape[:2], j2.shape[1], j1.shape[2], j2.shape[2])
-    for h, k in itertools.product(range(j1.shape[1]), repeat=2):
-        moving_both = slice(None if h == k else -own)
-        torch.matmul(j1[:, h, :, moving_both], j2[:, k, :, moving_both].mT, out=theta[:, h, k])
+    n_networks, own = len(params["conv1.weight"]), params["mu.weight"].shape[-1] + 1
+    x1, x2 = (x if x is None else x.expand(n_networks, -1, -1) for x in (x1, x2))
+    at_once = max(1, 4096 // x1.shape[1])  # networks; few enough that their Jacobians stay in the cache
+    theta = None
+    for start in range(0, n_networks, at_once):
+        part = slice(start, start + at_once)
+        some = {k: v[part] for k, v in params.items()}
+        j1 = _jacobian(some, x1[part], readout)
+        j2 = j1 if x2 is None else _jacobian(some, x2[part], readout)
+        heads = range(j1.shape[2])
+        if theta is None:
+            theta = _large((n_networks, len(heads), len(heads), j1.shape[1], j2.shape[1]), like=j1)
+        for h, k in itertools.product(heads, repeat=2):
+            if x2 is None and h > k:
+                theta[part, h, k] = theta[part, k, h].mT
+                continue
+            shared = slice(None if h == k else -own)  # the parameters of one head do not move the other
+            torch.matmul(j1[:, :, h, shared], j2[:, :, k, shared].mT, out=theta[part, h, k])
     return theta.permute(0, 3, 4, 1, 2)
 
 
+def _large(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Memory for a large result; NumPy asks Linux for large pages, which take a quarter of the time to touch first."""
+    return like.new_empty(shape) if like.device.type != "cpu" else torch.from_numpy(np.empty(shape, like.numpy().dtype))
+
+
 def _jacobian(params: Params, x: Tensor, readout: Readout | None) -> Tensor:
-    """Derivatives of every output by the trunk's parameters and then by those of its own head, (M, H, N, P).
+    """Derivatives of every output by the trunk's parameters and then by those of its own head, (M, N, H, P).
 
     Backpropagation by hand for all points at once, as few large matrix products.
     """
-    layers, h, weight, bias = _propagate(params, x.expand(len(params["conv1.weight"]), -1, -1))
+    layers, h, weight, bias = _propagate(params, x)
     z = h @ weight.mT + bias.unsqueeze(-2)
     slope = torch.ones_like(z)
     if readout is not None:
         with torch.enable_grad():
             mu, sigma, _ = _read(z.requires_grad_(), readout)
             (slope,) = torch.autograd.grad(mu.sum() if sigma is None else mu.sum() + sigma.sum(), z)
-    slope = slope.mT.unsqueeze(-1)  # (M, H, N, 1)
-    blocks = [slope * F.pad(h, (0, 1), value=1.0).unsqueeze(1)]
-    d_h = slope * weight.unsqueeze(2)
+    slope = slope.unsqueeze(-1)  # (M, N, H, 1)
+    blocks = [slope * F.pad(h, (0, 1), value=1.0).unsqueeze(2)]
+    d_h = slope * weight.unsqueeze(1)
     for below, z, matrix in reversed(layers):
-        d_z = d_h * z.clamp(max=0).exp().unsqueeze(1)
+        d_z = d_h * z.clamp(max=0).exp().unsqueeze(2)
         windows = F.pad(below.unflatten(-1, (-1, x.shape[-1])), (1, 1)).unfold(-1, 3, 1).movedim(-1, -2).flatten(2, 3)
         windows = F.pad(windows, (0, 0, 0, 1), value=1.0)  # what weights and bias multiply, (M, N, 3 C + 1, b)
-        by_channel = d_z.unflatten(-1, (-1, x.shape[-1]))
-        blocks.append(torch.einsum("mhncp,mnip->mhnci", by_channel, windows).flatten(3))
-        d_h = d_z @ matrix.mT.unsqueeze(1)
+        by_channel = d_z.unflatten(-1, (-1, x.shape[-1]))  # (M, N, H, C, b)
+        blocks.append((by_channel.flatten(2, 3) @ windows.mT).view(*slope.shape[:3], -1))
+        d_h = (d_z.flatten(1, 2) @ matrix.mT).unflatten(1, d_z.shape[1:3])
     return torch.cat(blocks[::-1], dim=-1)
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 import kbe_fast
+import kbe_kernels as kernels
 import kbe_lib as kbe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,6 +225,26 @@ def bench_ntk(rounds: int) -> float:
     return in_turns({"ntk": lambda: kbe.empirical_ntk(params, inputs)}, rounds)["ntk"] / 64 * 1000
 
 
+def bench_kernels(rounds: int) -> dict[str, float]:
+    """Seconds of the tools for kernels with structure, and of the dense product that they replace where it fits."""
+    generator = torch.Generator().manual_seed(0)
+    tasks = {}
+    for n in (10_000, 1_000_000):
+        x = torch.rand(n, generator=generator, dtype=torch.float64).sort().values
+        v = torch.randn(n, generator=generator, dtype=torch.float64)
+        tasks[f"line, {n:,} points, product"] = lambda x=x, v=v: kernels.line_product(x, v)
+        tasks[f"line, {n:,} points, solution"] = lambda x=x, v=v: kernels.line_solve(x, v, 1.0)
+        tasks[f"line, {n:,} points, flow"] = lambda x=x, v=v: kernels.line_flow(x, v, 1000 / len(x))
+    x, v = x[::100].clone(), v[::100].clone()
+    dense = kbe.exponential_kernel((x[:, None] - x).abs())
+    tasks["line, 10,000 points, dense product"] = lambda: dense @ v
+    string = torch.randn(2**20, generator=generator, dtype=torch.float64)
+    levels = torch.exp(-torch.arange(21, dtype=torch.float64))
+    tasks[f"cube, {2**20:,} strings, Walsh transform"] = lambda: kernels.walsh_transform(string)
+    tasks[f"cube, {2**20:,} strings, flow"] = lambda: kernels.cube_product(levels, string)
+    return in_turns(tasks, rounds)
+
+
 def table(rows: list[dict]) -> str:
     """Rows as Markdown."""
 
@@ -257,6 +278,7 @@ def main() -> None:
         "first training, CPU s:": bench_compilation(),
         "memory per network, KiB": bench_memory(),
         "empirical_ntk per network, ms": bench_ntk(rounds),
+        "kernel tools, s": bench_kernels(rounds),
     }
     if not quick:
         results["phase diagram,"] = bench_diagram()
@@ -265,6 +287,7 @@ def main() -> None:
     print(table(results["network-steps per second"]), end="\n\n")
     print(table([{"": name, **value} for name, value in by_format(results)]))
     print(f"\nempirical_ntk: {results['empirical_ntk per network, ms']:.2f} ms per network")
+    print(table([{"kernel tool": name, "s": value} for name, value in results["kernel tools, s"].items()]))
     print("Machine: " + ", ".join(f"{name} {value}" for name, value in results["machine"].items()))
 
 

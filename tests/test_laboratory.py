@@ -128,6 +128,26 @@ def test_outputs_after_50_epochs_are_those_of_kbe_lib(science, loss):
     assert compared >= 4 * len(PAIRS), f"only {compared} of {8 * len(PAIRS)} networks were sound"
 
 
+@pytest.mark.parametrize("readout", kbe.READOUTS)
+def test_readouts_far_out(science, readout):
+    """Value, slope, logarithm and its slope, also where a sigma underflows: log sigma comes from the logit."""
+    values = [-800.0, -745.5, -60.0, -5.0, -0.1, 0.1, 5.0, 25.0, 60.0]
+    z = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    value, log = kbe._read(torch.stack([z, z], dim=-1), ("raw", readout))[1:]
+    theirs = {"value": value, "slope": torch.autograd.grad(value.sum(), z, retain_graph=True)[0], "log": log}
+    theirs["logSlope"] = torch.autograd.grad(log.sum(), z)[0]
+    for name, expected in theirs.items():
+        mine = science.evaluate(
+            "([readout, name, z]) => z.map((z) => kbeLab.READOUTS[readout][name](z)).map(String)",
+            [readout, name, values],
+        )
+        mine = torch.tensor([float(text) for text in mine], dtype=torch.float64)
+        sound = expected.isfinite()  # where a softplus has underflowed it has no logarithm
+        assert sound.sum() >= 7
+        # rtol: elu's exp(z) - 1 and torch's sigmoid' round differently; atol: the smallest normal number
+        torch.testing.assert_close(mine[sound], expected[sound].detach(), rtol=1e-12, atol=3e-308)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_loss_per_point_is_that_of_kbe_lib(science, loss):
     for readout in PAIRS:

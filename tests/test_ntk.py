@@ -62,6 +62,17 @@ def test_same_inputs_for_all_or_each_its_own(generator):
         torch.testing.assert_close(each[m], one[0], rtol=1e-12, atol=1e-13)
 
 
+def test_many_networks_are_what_each_is_alone(generator):
+    """Networks are taken some at a time; 20 of them on all inputs are more than one such part."""
+    params, inputs = kbe.init_networks(20, generator=generator), kbe.all_inputs()
+    x2 = kbe.random_bit_encoding(20, 3, generator=generator).x
+    together, with_others = kbe.empirical_ntk(params, inputs), kbe.empirical_ntk(params, inputs, x2)
+    for m in (0, 15, 16, 19):
+        one = {k: v[m : m + 1] for k, v in params.items()}
+        torch.testing.assert_close(together[m], kbe.empirical_ntk(one, inputs)[0], rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(with_others[m], kbe.empirical_ntk(one, inputs, x2[m])[0], rtol=1e-13, atol=1e-14)
+
+
 def test_symmetric_and_positive(generator):
     theta = kbe.empirical_ntk(kbe.init_networks(2, generator=generator), kbe.all_inputs()[::8])
     matrix = theta.permute(0, 1, 3, 2, 4).flatten(3, 4).flatten(1, 2)
