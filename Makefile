@@ -6,17 +6,17 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
-.PHONY: help setup book test mutants bench lint format serve lab lock audit clean
+.PHONY: help setup book pdf zip test test-browser mutants bench lint format serve lab lock audit clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: .venv/installed  ## the virtual environment, with the pinned packages
 
 # LOCKED=1 installs what requirements.lock names, each file checked against its hash (Linux on x86-64, Python 3.11).  PyTorch is
 # left out of it: its CPU and CUDA builds carry one version number and different hashes.
-.venv/installed: requirements.txt constraints.txt requirements.lock pyproject.toml
+.venv/installed: requirements.txt requirements-run.txt constraints.txt requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 ifdef LOCKED
@@ -32,9 +32,21 @@ book: .venv/installed  ## execute every chapter and build the pages, strictly
 	$(BIN)/jupyter-book build . -W -n --keep-going
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
 
-test: .venv/installed  ## unit tests, then every chapter as a notebook
-	$(BIN)/python -m pytest -n $(WORKERS) tests
+TAKE := _build/html/downloads/kernel-balanced-equation
+
+pdf: .venv/installed  ## the whole book as one PDF (needs chromium or google-chrome)
+	$(BIN)/jupyter-book build . --builder singlehtml
+	$(BIN)/python _ext/print_book.py _build/singlehtml $(TAKE).pdf
+
+zip: book  ## the pages as one zip, to be read with no network
+	$(BIN)/python _ext/pack_pages.py _build/html $(TAKE).zip
+
+test: .venv/installed  ## unit tests, pages in a browser, then every chapter as a notebook
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --nbmake --nbmake-timeout=900 book
+
+test-browser: .venv/installed  ## the built pages in chromium: network cut, formulas, sliders, accessibility
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/test_browser.py
 
 mutants: .venv/installed  ## mistakes planted in the helper: do tests and chapters notice?  An hour on two cores
 	$(BIN)/python -m pip install --quiet mutmut==3.8.1

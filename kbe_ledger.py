@@ -107,8 +107,8 @@ def chance_of_another_verdict(claim: dict[str, str], value: float, low: float, h
 class Box:
     """A box for the page, Lab and Colab (HTML or Markdown), with a record for the build in the output's metadata."""
 
-    def __init__(self, kind: str, title: str, lines: list[str], record: dict):
-        self.kind, self.title, self.lines, self.record = kind, title, lines, record
+    def __init__(self, name: str, kind: str, title: str, lines: list[str], record: dict):
+        self.name, self.kind, self.title, self.lines, self.record = name, kind, title, lines, record
 
     def __repr__(self) -> str:
         return "  \n".join([f"**{self.title}**", *self.lines])
@@ -116,7 +116,7 @@ class Box:
     def _repr_mimebundle_(self, **_) -> tuple[dict, dict]:
         title, *lines = map(html.escape, [self.title, *self.lines])
         body = f'<p class="admonition-title">{title}</p>' + "".join(f"<p>{line}</p>" for line in lines)
-        box = f'<div class="admonition {self.kind}">{body}</div>'
+        box = f'<div class="admonition {self.kind}" id="{self.name}">{body}</div>'
         data = {"text/html": box, "text/markdown": repr(self), "text/plain": repr(self)}
         return data, {RECORD: self.record}
 
@@ -158,7 +158,7 @@ def verdict(name: str, value: float, interval: tuple[float, float], runs: str, d
     ]
     chance = chance_of_another_verdict(claim, value, low, high) if decidable else 0.0
     record = {"claim": name, "verdict": measured, "result": result, "chance of another": chance}
-    return Box(style, f"{name} · {measured}", lines, record)
+    return Box(f"claim-{name}", style, f"{name} · {measured}", lines, record)
 
 
 def equation(numbers: int | Sequence[int], kind: str, outcome: str) -> Box:
@@ -173,4 +173,5 @@ def equation(numbers: int | Sequence[int], kind: str, outcome: str) -> Box:
         integers(1, 24, numbers=number)
     instances(str, kind=kind, outcome=outcome)
     title = f"Paper's equation{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}: checked"
-    return Box("note", title, [f"{kind}: {outcome}"], {"equations": numbers, "kind": kind, "outcome": outcome})
+    record = {"equations": numbers, "kind": kind, "outcome": outcome}
+    return Box(f"checked-{'-'.join(map(str, numbers))}", "note", title, [f"{kind}: {outcome}"], record)

@@ -1,6 +1,7 @@
-"""The book's Sphinx hooks: a cache that notices the helpers, kernels that find them, links that know where they are."""
+"""What the book is made from: a cache that notices the helpers, tables of executed results, links to the repository."""
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -88,8 +89,6 @@ def describe_pictures(app, doctree):
 class Table(SphinxDirective):
     """A table made of executed results, made again in every build."""
 
-    option_spec: ClassVar[dict] = {"brief": directives.flag}
-
     def run(self):
         self.env.note_reread()
         node = nodes.container()
@@ -107,7 +106,9 @@ def cell(text):
 
 
 class Verdicts(Table):
-    """Every claim of the ledger with what was measured; `:brief:` gives the paper's own by verdict."""
+    """Every claim of the ledger with what was measured; `:brief:` lists the paper's own by verdict, `:count:` them."""
+
+    option_spec: ClassVar[dict] = {"brief": directives.flag, "count": directives.flag}
 
     def lines(self, records):
         claims = kbe_ledger.load_claims(ROOT / "book" / "claims.yml")
@@ -115,6 +116,11 @@ class Verdicts(Table):
         for name, claim in claims.items():
             if claim["verdict"] != "open" and name not in measured:
                 self.complain(f"claim {name} is on record as {claim['verdict']!r}, but no chapter has measured it")
+        if "count" in self.options:
+            own = [claim["verdict"] for claim in claims.values() if claim["place"] != "beyond the paper"]
+            counts = [f"{own.count(verdict)} *{verdict}*" for verdict in kbe_ledger.VERDICTS if verdict in own]
+            yield f"Of {len(own)} claims that we found in the paper: {', '.join(counts)}."
+            return
         if "brief" in self.options:
             for verdict in kbe_ledger.VERDICTS:
                 own = {n: c for n, c in claims.items() if c["verdict"] == verdict and c["place"] != "beyond the paper"}
@@ -127,6 +133,8 @@ class Verdicts(Table):
         for name, claim in claims.items():
             statistic = f"{cell(claim['statistic'])}: **{cell(measured.get(name, 'not measured yet'))}**"
             verdict = f"[{claim['verdict']}]({claim['page']}.md)"
+            if name in measured:  # to the very box
+                verdict = f"{{ref}}`{claim['verdict']} <claim-{name.lower()}>`"
             yield f"| {name} | {cell(claim['place'])} | {cell(claim['claim'])} | {statistic} | {verdict} |"
         chances = {record["claim"]: record["chance of another"] for record in records if "claim" in record}
         at_least_one = 1 - math.prod(1 - chance for chance in chances.values())
@@ -150,11 +158,44 @@ class Equations(Table):
             if not own:
                 self.complain(f"equation {number} has no check")
             for check in own:
-                page = check["page"]
-                yield f"| {number} | {cell(check['kind'])} | {cell(check['outcome'])} | [{cell(page)}]({page}.md) |"
+                page, box = check["page"], "-".join(map(str, check["equations"]))
+                link = f"{{ref}}`{page} <{page}-checked-{box}>`"
+                yield f"| {number} | {cell(check['kind'])} | {cell(check['outcome'])} | {link} |"
         yield ""
         checked = set().union(*(check["equations"] for check in checks))
         yield f"**{len(checked)} of 24** equations have an executed check."
+
+
+class Tested(Table):
+    """What tests/power.json keeps of the long checks: `:of:` names the part."""
+
+    option_spec: ClassVar[dict] = {"of": directives.unchanged_required}
+
+    def lines(self, records):
+        path = ROOT / "tests" / "power.json"
+        self.env.note_dependency(str(path))
+        part = json.loads(path.read_text(encoding="utf-8")).get(self.options["of"])
+        if part is None:
+            self.complain(f"tests/power.json has nothing of {self.options['of']!r}")
+            return
+        rows = part if isinstance(part, list) else [{"": key, "figure": value} for key, value in part.items()]
+        yield f"| {' | '.join(rows[0])} |"
+        yield "|" + "---|" * len(rows[0])
+        for row in rows:
+            yield f"| {' | '.join(cell(value) for value in row.values())} |"
+
+
+class Take(Table):
+    """Where the whole book can be had as one file: links where the pages are published, else how to make them."""
+
+    def lines(self, _):
+        address = self.config.ogp_site_url
+        if address:
+            name = f"{address}downloads/kernel-balanced-equation"
+            yield f"The whole book as [one PDF]({name}.pdf), or as [one zip of pages]({name}.zip) that need no network."
+        else:
+            yield "`make pdf` makes the whole book as one PDF, and `make zip` one zip of pages that need no network."
+        yield "Each chapter's download button gives it as an executed notebook."
 
 
 def repository_url() -> str | None:
@@ -171,6 +212,7 @@ def repository_url() -> str | None:
 
 
 def link_to_repository(app, config):
+    config.ogp_site_url = re.sub(r"/*$", "/", os.environ["BOOK_URL"]) if os.environ.get("BOOK_URL") else ""
     url = repository_url()
     options = config.html_theme_options
     if url is None:  # no public repository known: no links, rather than links to nowhere
@@ -184,19 +226,6 @@ def link_to_repository(app, config):
     options.update(use_repository_button=True, use_edit_page_button=True, use_issues_button=True)
 
 
-def drop_second_thebe_script(app, pagename, templatename, context, doctree):
-    # sphinx-thebe adds its inline settings twice, and "const" may be declared only once
-    seen, kept = set(), []
-    for script in context.get("script_files", []):
-        body = getattr(script, "attributes", {}).get("body")
-        if body and "thebe" in body:
-            if body in seen:
-                continue
-            seen.add(body)
-        kept.append(script)
-    context["script_files"] = kept
-
-
 def setup(app):
     app.connect("config-inited", prepare_execution)
     app.connect("config-inited", link_to_repository)
@@ -205,5 +234,6 @@ def setup(app):
     app.connect("doctree-read", describe_pictures)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("equations", Equations)
-    app.connect("html-page-context", drop_second_thebe_script)
+    app.add_directive("tested", Tested)
+    app.add_directive("take", Take)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -7,3 +7,20 @@ document.addEventListener("input", ({ target }) => {
   slider.querySelector("output").value = word;
   target.setAttribute("aria-valuetext", word);
 });
+
+// Tables and formulas that are wider than the page scroll by themselves, and can be reached with the tab key to do so.
+const regions = { "pst-scrollable-table-container": "wide table", cell_output: "wide output", math: "wide formula" };
+function nameWideRegions() {
+  for (const [name, words] of Object.entries(regions)) {
+    for (const box of document.querySelectorAll(`.bd-article div.${name}`)) {
+      if (box.scrollWidth <= box.clientWidth) continue;
+      box.tabIndex = 0;
+      box.setAttribute("role", "region");
+      box.setAttribute("aria-label", words);
+    }
+  }
+}
+window.addEventListener("load", () => {
+  (window.MathJax?.startup?.promise ?? Promise.resolve()).then(nameWideRegions);
+  window.addEventListener("resize", nameWideRegions);
+});

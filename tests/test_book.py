@@ -1,5 +1,8 @@
 """The built pages.  Without a build these tests skip on a user's machine and fail in CI, which builds first."""
 
+import base64
+import gzip
+import hashlib
 import os
 import re
 from html.parser import HTMLParser
@@ -74,3 +77,90 @@ def test_links_inside_the_book_lead_somewhere(page, pages):
 
 def test_front_door_leads_to_the_index():
     assert "book/index.html" in (HTML / "index.html").read_text()
+
+
+def words_and_more(page):
+    """Words outside code and formulas of a built page, displayed formulas, figures."""
+    text = (HTML / f"{page}.html").read_text(encoding="utf-8")
+    article = text[text.index('<article class="bd-article">') : text.index("</article>")]
+    displayed, figures = article.count('<div class="math notranslate'), article.count("<figure")
+    for pattern in (r'<div class="highlight">.*?</div>', r'<(span|div) class="math notranslate.*?</\1>', r"<[^>]+>"):
+        article = re.sub(pattern, " ", article, flags=re.DOTALL)
+    return len(re.findall(r"[\w'’-]+", article)), displayed, figures
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_time_to_read_is_about_right(page):
+    """Told on every chapter that is read from end to end; within 5 minutes and 30 % of what its length says."""
+    told = re.search(r"(\d+) minutes to read", (HTML / f"{page}.html").read_text())
+    if told is None:
+        assert page.removeprefix("book/") in NOT_READ_FROM_END_TO_END
+        return
+    words, displayed, figures = words_and_more(page)
+    expected = words / 200 + 0.3 * displayed + 0.7 * figures
+    assert abs(int(told[1]) - expected) <= 5 + 0.3 * expected, f"about {expected:.0f} minutes to read"
+
+
+NOT_READ_FROM_END_TO_END = {
+    "index", "discussion", "laboratory", "verdicts", "equations", "notation", "api", "bibliography",
+}  # fmt: skip
+
+LIMIT = 1_500_000
+SITE = [path for path in HTML.rglob("*.html") if path.relative_to(HTML).parts[0] not in ("_static", "vendor", "lab")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_is_light_without_its_figures(page):
+    """On a first visit, compressed as servers send it: the page, its scripts and styles, and every font it may need."""
+    file = HTML / f"{page}.html"
+    text = re.sub(r'src="data:image[^"]*"', "", file.read_text())
+    needed = {(file.parent / link.split("?")[0]).resolve() for link in re.findall(r'src="([^"]+\.js[^"]*)"', text)}
+    needed |= {(file.parent / link.split("?")[0]).resolve() for link in re.findall(r'href="([^"]+\.css[^"]*)"', text)}
+    fonts = [path for path in HTML.rglob("*.woff*") if path.suffix == ".woff" or "solid" in path.name]
+    weight = len(gzip.compress(text.encode())) + sum(path.stat().st_size for path in fonts)
+    weight += sum(len(gzip.compress(path.read_bytes())) for path in needed)
+    assert len(needed) > 10
+    assert weight < LIMIT, f"{weight / 1e6:.2f} MB"
+
+
+@pytest.mark.parametrize("path", SITE, ids=lambda path: str(path.relative_to(HTML)))
+def test_page_names_its_scripts_and_loads_nothing_from_elsewhere(path):
+    text = path.read_text(encoding="utf-8")
+    if "<head>" not in text:  # the front door, which only leads to the index
+        return
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', text)
+    assert policy.start() < text.index("<script")
+    for body in re.findall(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", text, re.DOTALL):
+        assert base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() in policy[1]
+    assert "'unsafe-inline'" not in policy[1].split("script-src")[1].split(";")[0]
+    assert not re.findall(r'<(?:script|img|iframe|source)[^>]*\ssrc="(?:https?:)?//', text)
+    assert not re.findall(r'<link[^>]*rel="(?:stylesheet|preload|preconnect|icon)"[^>]*href="(?:https?:)?//', text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_icon_is_in_the_style(page, pages):
+    style = (ROOT / "_static" / "kbe.css").read_text()
+    icons = {name for name in pages[page].classes if re.fullmatch(r"fa-[a-z-]+", name)} - {"fa-solid", "fa-lg"}
+    assert icons
+    assert {name for name in icons if f".{name}::before" not in style} == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_social_card(page):
+    text = (HTML / f"{page}.html").read_text()
+    card = re.search(r'<meta property="og:image" content="[^"]*(_images/social_previews/[^"]+)"', text)
+    assert (HTML / card[1]).stat().st_size > 10_000
+    assert '<meta property="og:description"' in text
+
+
+def test_every_module_is_documented():
+    text = (HTML / "book" / "api.html").read_text()
+    for module in ROOT.glob("kbe_*.py"):
+        assert f'id="module-{module.stem}"' in text
+
+
+def test_code_in_the_text_leads_to_its_documentation():
+    links = re.findall(
+        r'href="api.html#kbe_[\w.]+"[^>]*><code[^>]*>(.+?)</code>', (HTML / "book/notation.html").read_text()
+    )
+    assert "kbe.predict" in re.sub(r"<[^>]+>", "", " ".join(links))

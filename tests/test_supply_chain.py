@@ -25,7 +25,8 @@ def test_lock_holds_the_tested_versions_with_hashes():
 
 
 def test_every_requirement_is_pinned():
-    named = re.findall(r"^([A-Za-z][\w.-]*)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    files = [(ROOT / name).read_text() for name in ("requirements.txt", "requirements-run.txt")]
+    named = re.findall(r"^([A-Za-z][\w.-]*)", "\n".join(files), re.MULTILINE)
     assert {re.sub(r"[-_.]+", "-", name).lower() for name in named} <= pins("constraints.txt").keys()
 
 
