@@ -15,7 +15,7 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 from test_chapters import PAGES, ROOT
-from torch.func import hessian, vmap
+from torch.func import hessian, jacrev, vmap
 
 import kbe_lib as kbe
 
@@ -245,12 +245,14 @@ def sharpness(params, data, loss, readout):
         return loss(y, read[readout[0]][0](z[0]), read[readout[1]][0](z[1]), read[readout[1]][1](z[1]))
 
     H = vmap(vmap(hessian(point)))(kbe.logits(params, data.x), data.y)
-    J = kbe._jacobian(params, data.x, None)  # (M, H, N, P); a head's own parameters come last
-    own = params["mu.weight"].shape[-1] + 1
-    trunk, heads = J[..., :-own], J[..., -own:]
-    mu = torch.cat([trunk[:, 0], heads[:, 0], 0 * heads[:, 0]], dim=-1)
-    sigma = torch.cat([trunk[:, 1], 0 * heads[:, 1], heads[:, 1]], dim=-1)
-    J = torch.stack([mu, sigma], dim=2)  # (M, N, 2, P)
+    sizes = [value[0].numel() for value in params.values()]
+
+    def logits(theta, x):
+        pieces = zip(params.items(), theta.split(sizes), strict=True)
+        return kbe.logits({name: piece.view(value.shape[1:]) for (name, value), piece in pieces}, x)
+
+    theta = torch.cat([value.flatten(1) for value in params.values()], dim=1)
+    J = vmap(jacrev(logits))(theta, data.x)  # (M, N, 2, P)
     G = torch.einsum("mihp,mihk,mikq->mpq", J, H, J) / data.y.shape[1]
     return torch.linalg.eigvalsh(G)[:, -1]
 
