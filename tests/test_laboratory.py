@@ -3,6 +3,7 @@
 Runs in the system's Chromium; without one these tests skip on a user's machine and fail in CI, which installs one.
 """
 
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 from test_chapters import PAGES, ROOT
-from torch.func import hessian, jacrev, vmap
+from torch.func import hessian, vmap
 
 import kbe_lib as kbe
 
@@ -245,14 +246,15 @@ def sharpness(params, data, loss, readout):
         return loss(y, read[readout[0]][0](z[0]), read[readout[1]][0](z[1]), read[readout[1]][1](z[1]))
 
     H = vmap(vmap(hessian(point)))(kbe.logits(params, data.x), data.y)
-    sizes = [value[0].numel() for value in params.values()]
-
-    def logits(theta, x):
-        pieces = zip(params.items(), theta.split(sizes), strict=True)
-        return kbe.logits({name: piece.view(value.shape[1:]) for (name, value), piece in pieces}, x)
-
-    theta = torch.cat([value.flatten(1) for value in params.values()], dim=1)
-    J = vmap(jacrev(logits))(theta, data.x)  # (M, N, 2, P)
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    z = kbe.logits(leaves, data.x)
+    rows = []
+    for i, head in itertools.product(range(z.shape[1]), range(2)):  # networks do not depend on each other
+        parts = torch.autograd.grad(
+            z[:, i, head].sum(), list(leaves.values()), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        rows.append(torch.cat([part.flatten(1) for part in parts], dim=1))
+    J = torch.stack(rows, dim=1).unflatten(1, (-1, 2))  # (M, N, 2, P)
     G = torch.einsum("mihp,mihk,mikq->mpq", J, H, J) / data.y.shape[1]
     return torch.linalg.eigvalsh(G)[:, -1]
 
