@@ -1,6 +1,7 @@
 """What the book is made from: a cache that notices the helpers, tables of executed results, links to the repository."""
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -165,6 +166,25 @@ class Equations(Table):
         yield f"**{len(checked)} of 24** equations have an executed check."
 
 
+class Tested(Table):
+    """What tests/power.json keeps of the long checks: `:of:` names the part."""
+
+    option_spec: ClassVar[dict] = {"of": directives.unchanged_required}
+
+    def lines(self, records):
+        path = ROOT / "tests" / "power.json"
+        self.env.note_dependency(str(path))
+        part = json.loads(path.read_text(encoding="utf-8")).get(self.options["of"])
+        if part is None:
+            self.complain(f"tests/power.json has nothing of {self.options['of']!r}")
+            return
+        rows = part if isinstance(part, list) else [{"": key, "figure": value} for key, value in part.items()]
+        yield f"| {' | '.join(rows[0])} |"
+        yield "|" + "---|" * len(rows[0])
+        for row in rows:
+            yield f"| {' | '.join(cell(value) for value in row.values())} |"
+
+
 class Take(Table):
     """Where the whole book can be had as one file: links where the pages are published, else how to make them."""
 
@@ -214,5 +234,6 @@ def setup(app):
     app.connect("doctree-read", describe_pictures)
     app.add_directive("verdicts", Verdicts)
     app.add_directive("equations", Equations)
+    app.add_directive("tested", Tested)
     app.add_directive("take", Take)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

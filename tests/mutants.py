@@ -30,11 +30,13 @@ def change(name: str, path: Path) -> tuple[str, str, str]:
 
 
 def main() -> int:
-    found, survivors = Counter(), set()
+    found, survivors, functions = Counter(), set(), {}
     for meta in sorted((ROOT / "mutants").glob("*.py.meta")):
         for name, code in json.loads(meta.read_text())["exit_code_by_key"].items():
             status = status_by_exit_code[code]
-            found["killed" if status in KILLED else status] += 1
+            status = "killed" if status in KILLED else status
+            found[status] += 1
+            functions.setdefault(name.split(".x_")[1].split("__mutmut_")[0], Counter())[status] += 1
             if status in ("survived", "no tests"):
                 survivors.add(change(name, Path(meta.stem)))
     listed = {(e["function"], e["was"], e["now"]): e for e in yaml.safe_load(KNOWN.read_text()) or []}
@@ -44,6 +46,7 @@ def main() -> int:
     score = found["killed"] / max(1, tried - equivalent)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     record["mutants"] = dict(found) | {"equivalent": equivalent, "score": round(score, 4)}
+    record["mutants"]["functions tried"] = sorted(f for f, n in functions.items() if not n["not checked"])
     RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     for kind, entries in (("survived and is not listed", unexplained), ("is listed and did not survive", gone)):
         for function, was, now in entries:

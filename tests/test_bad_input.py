@@ -323,9 +323,9 @@ CALLS = {
             | {"blocks of three": KERNEL[..., None, None].expand(4, 4, 3, 3)},
             "y": wrong_tensors(LABELS),
             "mu0": wrong_tensors(HALF),
-            "sigma0": wrong_tensors(HALF) | {"0": 0 * HALF, "negative": -HALF, "below sigma_min": HALF / 1000},
+            "sigma0": wrong_tensors(HALF) | {"0": 0 * HALF, "negative": -HALF, "small": HALF / 999, "at": HALF / 500},
             "t": without(wrong_tensors(TIMES), "one more")
-            | {"backwards": TIMES.flip(0), "negative": TIMES - 1, "integers": torch.arange(3)},
+            | {"backwards": TIMES.flip(0), "negative": TIMES - 1, "twice": TIMES[[0, 0]], "integers": torch.arange(3)},
             "mean_speed": "number",
             "sigma_min": {**ROLES["positive"], "above sigma0": 0.6},
         },

@@ -65,6 +65,7 @@ ALLOWED = {
     ("errata", "97"): "asserted in the cell below it",
     ("errata", "122"): "asserted in the cell below it",
     ("index", "8"): "the paper's setting",
+    ("index", "0.1"): "the paper's learning rate, the default of train",
     ("index", "3.11"): "a version of Python",
     ("kernel_balanced_equation", "24"): "4! orders of four groups",
     ("measured_kernel", "120"): "the seed, 100 + N",

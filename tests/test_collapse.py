@@ -95,3 +95,9 @@ def test_rejects():
         kbe.collapse_time(0.5, 0.5, 0)
     with pytest.raises(ValueError, match="error0 must be positive, got 0.0"):
         kbe.collapse_streamline(one, 0.0, 0.5)
+
+
+def test_a_sigma_too_small_to_be_reached_is_said():
+    """The last step before the collapse is shorter than the numbers of time are apart."""
+    with pytest.raises(ValueError, match="sigma_min = 1e-30 cannot be reached: .*step size"):
+        one_point(0.5, 0.5, torch.tensor([0.1, 1.0], dtype=torch.float64), sigma_min=1e-30)

@@ -21,6 +21,15 @@ def test_strings_and_labels_are_fair(generator):
     assert abs(float(data.y.mean()) - 0.5) < 0.018
 
 
+def test_labels_know_nothing_of_their_strings_or_neighbours(generator):
+    """Correlations of 20,000 coins: one passes 0.035 once in a million seeds; a dependence of 5 % is seen."""
+    data = kbe.random_bit_encoding(500, 40, generator=generator)
+    x, y = 2 * data.x - 1, 2 * data.y - 1
+    assert (x * y[..., None]).mean((0, 1)).abs().max() < 0.035
+    assert abs(float((y * y.roll(1, dims=1)).mean())) < 0.035
+    assert abs(float((y * y.roll(1, dims=0)).mean())) < 0.035
+
+
 def test_replacement_repeats_as_often_as_it_should(generator):
     data = kbe.random_bit_encoding(4000, 20, generator=generator)
     numbers = (data.x @ (2.0 ** torch.arange(8, dtype=torch.float64))).sort(dim=1).values

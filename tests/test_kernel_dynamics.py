@@ -57,6 +57,26 @@ def test_flow_stops_where_the_kernel_cannot_reach():
     torch.testing.assert_close(kbe.kernel_flow(kernel, y, 1e6, 0.9), limit, rtol=1e-12, atol=1e-12)
 
 
+def test_flow_knows_rounding_from_a_negative_eigenvalue():
+    """Relative to the largest eigenvalue, and N times 1e-12 of it; no kernel at all moves nothing."""
+    y = torch.ones(10, dtype=torch.float64)
+    for scale in (1e-6, 1.0):
+        flat = torch.diag(torch.tensor([*[scale] * 9, -5e-12 * scale], dtype=torch.float64))
+        assert kbe.kernel_flow(flat, y, None).tolist() == [1.0] * 9 + [0.0]
+        with pytest.raises(ValueError, match="kernel must be positive semidefinite"):
+            kbe.kernel_flow(torch.diag(torch.tensor([*[scale] * 9, -2e-11 * scale], dtype=torch.float64)), y, 1.0)
+    nothing = torch.zeros(10, 10, dtype=torch.float64)
+    for t in (1.0, None):
+        assert kbe.kernel_flow(nothing, y, t, 0.3).tolist() == [0.3] * 10
+
+
+def test_one_time_in_an_array_keeps_its_axis(line):
+    kernel, y = line
+    flow = kbe.kernel_flow(kernel, y, torch.tensor([0.7], dtype=torch.float64))
+    assert flow.shape == (1, 30)
+    torch.testing.assert_close(flow[0], kbe.kernel_flow(kernel, y, 0.7), rtol=1e-13, atol=1e-14)
+
+
 def test_flow_rejects(line):
     kernel, y = line
     with pytest.raises(ValueError, match="kernel must be symmetric"):
@@ -91,6 +111,16 @@ def test_local_average_limits(generator):
     torch.testing.assert_close(far, kbe.local_average(distance, data.y, 2.0), rtol=1e-11, atol=1e-12)
 
 
+def test_local_average_of_networks_at_several_times(generator):
+    data = kbe.random_bit_encoding(2, 5, generator=generator)
+    distance, alpha = kbe.hamming(data.x), torch.tensor([[0.1, 0.2, 0.3], [1.0, 2.0, 3.0]], dtype=torch.float64)
+    average = kbe.local_average(distance[:, None], data.y[:, None], alpha)
+    for m in range(2):
+        for t in range(3):
+            one = kbe.local_average(distance[m], data.y[m], float(alpha[m, t]))
+            torch.testing.assert_close(average[m, t], one, rtol=1e-13, atol=1e-14)
+
+
 @pytest.mark.parametrize("normalise", ["weights", "count"])
 def test_prediction_scale_finds_what_was_planted(normalise, generator):
     data = kbe.random_bit_encoding(6, 20, generator=generator)
@@ -100,6 +130,19 @@ def test_prediction_scale_finds_what_was_planted(normalise, generator):
     # at alpha = 8 the average has nearly stopped to depend on it: exp(-8) times the labels
     torch.testing.assert_close(found.alpha, planted, rtol=1e-4, atol=1e-5)
     assert found.misfit.max() < 1e-12
+
+
+def test_prediction_scale_reaches_the_ends_of_its_interval(generator):
+    """Short distances, so that the average still depends on a large alpha."""
+    data = kbe.random_bit_encoding(2, 20, generator=generator)
+    distance = kbe.hamming(data.x) / 20
+    for planted in (kbe.ALPHA_MIN * 1.01, kbe.ALPHA_MAX * 0.99):
+        found = kbe.prediction_scale(distance, data.y, kbe.local_average(distance, data.y, planted))
+        torch.testing.assert_close(found.alpha, torch.full_like(found.alpha, planted), rtol=1e-4, atol=1e-4)
+    beyond = kbe.prediction_scale(distance, data.y, kbe.local_average(distance, data.y, 40.0))
+    torch.testing.assert_close(beyond.alpha, torch.full_like(beyond.alpha, kbe.ALPHA_MAX), rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="mu must have 1 places, got 0"):
+        kbe.prediction_scale(distance[0, :1], data.y[0], torch.tensor(0.5))
 
 
 def test_prediction_scale_against_scipy(generator):

@@ -90,3 +90,5 @@ def test_hamming_and_exponential_kernel():
         kbe.exponential_kernel(d, 0)
     with pytest.raises(ValueError, match="same number of bits, got 3 and 4"):
         kbe.hamming(x, kbe.all_inputs(4))
+    with pytest.raises(ValueError, match="same number of bits, got 3 and 4"):
+        kbe.hamming(torch.zeros(2, 5, 3), torch.zeros(2, 6, 4))

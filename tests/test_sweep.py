@@ -92,7 +92,7 @@ def test_survives_kill_nine_at_random_moments(tmp_path, undisturbed):
     run_quietly(tmp_path / "whole")
     whole = time.monotonic() - start  # on this machine, as busy as it is
     while kills < 20:
-        folder, before = tmp_path / str(sweeps), set()
+        folder, before, patience = tmp_path / str(sweeps), set(), 0.2
         while True:
             process = multiprocessing.get_context("fork").Process(target=run_quietly, args=(folder,))
             process.start()
@@ -101,6 +101,7 @@ def test_survives_kill_nine_at_random_moments(tmp_path, undisturbed):
             process.join()
             now = {path.name for path in folder.glob("*.nc")}
             assert before <= now, "a finished cell was lost"
+            patience *= 1.2 if now == before else 1.0  # on a busy machine a cell takes longer
             before = now
             if process.exitcode == 0:
                 break
