@@ -18,8 +18,8 @@ POLICY = (
 )
 INLINE_SCRIPT = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 INLINE_HANDLER = re.compile(r'\son[a-z]+="([^"]*)"')
-# What fails WCAG 2.1 in the theme: roles that ARIA has withdrawn, and a second name of the switch between modes.
-OLD_ROLE = re.compile(r' role="(?:doc-biblioentry|list)"')
+# What fails WCAG 2.1 in the theme: roles that ARIA has withdrawn, and names other than what is seen.
+WRONG_NAME = re.compile(r' role="(?:doc-biblioentry|list)"| aria-label="Toggle hidden content"')
 SWITCH_ICON = re.compile(r'(<i class="theme-switch[^>]*?) title="[^"]*"')
 # A script of 1.5 MB that draws twenty icons; kbe.css takes them from the font that the theme has anyway.
 ICON_SCRIPT = re.compile(r'<script defer src="[^"]*fontawesome\.js[^"]*"></script>')
@@ -39,7 +39,7 @@ def content_policy(page: str) -> str:
 
 def seal(page: str) -> str:
     """The page mended, with its policy, which must stand before the first script."""
-    page = SWITCH_ICON.sub(r"\1", OLD_ROLE.sub("", ICON_SCRIPT.sub("", page)))
+    page = SWITCH_ICON.sub(r"\1", WRONG_NAME.sub("", ICON_SCRIPT.sub("", page)))
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>\n', "", page)
     policy = f'<meta http-equiv="Content-Security-Policy" content="{content_policy(page)}">\n'
     return page.replace("<head>", f"<head>\n{policy}", 1)

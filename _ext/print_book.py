@@ -5,6 +5,7 @@
 References between chapters become links inside the PDF, headings its outline, and each page has its number.
 """
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,8 +21,10 @@ def print_book(site: Path, pdf: Path) -> None:
     if program is None:
         sys.exit("chromium or google-chrome is needed to print the book, and neither is installed")
     pdf.parent.mkdir(parents=True, exist_ok=True)
-    whole = site / "whole.html"  # the builder puts the page into book/, with addresses as if it stood here
-    whole.write_bytes((site / "book" / "index.html").read_bytes())
+    # the builder puts the page into book/, with addresses as if it stood here, and calls it by name inside itself
+    whole = site / "whole.html"
+    text = (site / "book" / "index.html").read_text(encoding="utf-8")
+    whole.write_text(re.sub(r'href="book/index.html#?', 'href="#', text), encoding="utf-8")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         page = browser.new_page(color_scheme="light")
@@ -29,7 +32,8 @@ def print_book(site: Path, pdf: Path) -> None:
         page.goto(whole.resolve().as_uri())
         page.evaluate("MathJax.startup.promise")
         page.pdf(
-            path=pdf, format="A4", print_background=True, outline=True, tagged=True, display_header_footer=True,
+            path=pdf, format="A4", scale=0.85, print_background=True, outline=True, tagged=True,
+            display_header_footer=True,
             margin={"top": "18mm", "bottom": "18mm", "left": "18mm", "right": "18mm"},
             header_template="<span></span>",
             footer_template=f'<div style="{SMALL}"><span class="pageNumber"></span></div>',
