@@ -111,6 +111,16 @@ def test_local_average_limits(generator):
     torch.testing.assert_close(far, kbe.local_average(distance, data.y, 2.0), rtol=1e-11, atol=1e-12)
 
 
+def test_local_average_of_networks_at_several_times(generator):
+    data = kbe.random_bit_encoding(2, 5, generator=generator)
+    distance, alpha = kbe.hamming(data.x), torch.tensor([[0.1, 0.2, 0.3], [1.0, 2.0, 3.0]], dtype=torch.float64)
+    average = kbe.local_average(distance[:, None], data.y[:, None], alpha)
+    for m in range(2):
+        for t in range(3):
+            one = kbe.local_average(distance[m], data.y[m], float(alpha[m, t]))
+            torch.testing.assert_close(average[m, t], one, rtol=1e-13, atol=1e-14)
+
+
 @pytest.mark.parametrize("normalise", ["weights", "count"])
 def test_prediction_scale_finds_what_was_planted(normalise, generator):
     data = kbe.random_bit_encoding(6, 20, generator=generator)

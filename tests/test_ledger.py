@@ -136,3 +136,8 @@ def test_verdict_names_what_is_wrong(claims, change, message):
     claims(X=CLAIM)
     with pytest.raises((ValueError, TypeError), match=message):
         ledger.verdict(**(dict(name="X", value=0.7, interval=(0.6, 0.8), runs="10 runs") | change))
+
+
+def test_rules_at_their_bounds():
+    at = dict(value=0.5, low=0.5, high=0.5)
+    assert [ledger.judge(f"value {sign} 0.5", **at) for sign in (">", "<", ">=", "<=")] == [False, False, True, True]
