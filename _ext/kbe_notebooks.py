@@ -44,6 +44,7 @@ DOLLAR_LABEL = re.compile(r"\$\$\s*\(([\w-]+)\)\s*$", re.MULTILINE)
 FENCE = re.compile(r"(?P<mark>`{3,}|:{3,})\{(?P<name>[\w:-]+)\} *(?P<argument>.*)")
 OPTION = re.compile(r":([\w-]+): *(.*)")
 LEFT_OVER = re.compile(r"^ *(:{3,}|`{3,}\{)|\{[a-z:]+\}`", re.MULTILINE)
+MADE_WITH_THE_PAGES = ("verdicts", "equations", "tested", "take", "bibliography", "nb-exec-table")
 BOXES = ("note", "tip", "warning", "important", "caution", "danger", "hint", "attention", "seealso", "admonition")
 
 
@@ -143,7 +144,7 @@ def directive(book: Book, page: str, name: str, argument: str, options: dict[str
         case "figure" | "image":
             text = f"![{options.get('alt', '')}]({argument})"
             return f"{text}\n\n{body.strip()}".strip()
-        case "verdicts" | "equations" | "bibliography" | "take":
+        case _ if name in MADE_WITH_THE_PAGES:
             return f"*(Made when the book is built: see [the page]({book.page(Path(page).name)}).)*"
         case "raw":
             return f"*(Works on [the page]({book.page(Path(page).name)}) alone.)*"
@@ -180,7 +181,7 @@ def plain(book: Book, page: str, text: str) -> str:
             options[option[1]] = option[2]
             body.pop(0)
         position = end + 1
-        verbatim = fence["name"] in ("math", "raw", "verdicts", "equations", "bibliography", "take")
+        verbatim = fence["name"] in ("math", "raw", *MADE_WITH_THE_PAGES)
         content = "\n".join(body) if verbatim else plain(book, page, "\n".join(body))
         done.append(
             "\n" + directive(book, page, fence["name"], inline(book, fence["argument"]), options, content) + "\n"

@@ -296,7 +296,7 @@ MUTANTS = [
         "kbe_ledger.py",
         '"<": float.__lt__',
         '"<": float.__le__',
-        "test_properties.py -k rules",
+        "test_ledger.py -k bounds",
     ),
     Mutant(
         "A verdict that contradicts the record passes in silence.",
