@@ -178,11 +178,13 @@ class Tested(Table):
         if part is None:
             self.complain(f"tests/power.json has nothing of {self.options['of']!r}")
             return
-        rows = part if isinstance(part, list) else [{"": key, "figure": value} for key, value in part.items()]
-        yield f"| {' | '.join(rows[0])} |"
-        yield "|" + "---|" * len(rows[0])
-        for row in rows:
-            yield f"| {' | '.join(cell(value) for value in row.values())} |"
+        if isinstance(part, dict):
+            words = (", ".join(value) if isinstance(value, list) else value for value in part.values())
+            part = [{"": key, "figure": word} for key, word in zip(part, words, strict=True)]
+        yield f"| {' | '.join(part[0])} |"
+        yield "|" + "---|" * len(part[0])
+        for row in part:
+            yield f"| {' | '.join(cell(value or '–') for value in row.values())} |"
 
 
 class Take(Table):

@@ -150,7 +150,7 @@ def main() -> int:
             code, output = attempt(clone, command)
         caught = code != 0 and re.search(says, output) is not None
         unnoticed += not caught
-        noticed = f"`{command.removeprefix('.venv/bin/')}`" if caught else "nothing"
+        noticed = command.removeprefix(".venv/bin/") if caught else "nothing"
         outcome.append({"what somebody did": mistake, "what noticed": noticed})
         print(f"{'caught' if caught else 'NOT CAUGHT'}: {mistake} ({command})", flush=True)
         if not caught:

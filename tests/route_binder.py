@@ -1,4 +1,4 @@
-"""The Binder route, tried: an environment from `.binder/` alone, its Jupyter server, every notebook, a slider in Lab.
+"""The Binder route, tried: an environment from .binder/ alone, its Jupyter server, every notebook, a slider in Lab.
 
     pip install jupyter-kernel-client playwright
     python tests/route_binder.py [--no-extra-index] [CHAPTER ...]
@@ -137,7 +137,7 @@ def main() -> int:
             if not options.chapters:
                 record = json.loads(RECORD.read_text())
                 record["the Binder route"] = {
-                    "environment from `.binder/` alone": f"{size / 1e9:.2f} GB",
+                    "environment from .binder/ alone": f"{size / 1e9:.2f} GB",
                     "notebooks run through its Jupyter server": f"{ran} of {len(names)}",
                     "slider in JupyterLab, moved in a browser": error or "the picture changed",
                 }
