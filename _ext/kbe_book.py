@@ -181,10 +181,11 @@ class Tested(Table):
         if isinstance(part, dict):
             words = (", ".join(value) if isinstance(value, list) else value for value in part.values())
             part = [{"": key, "figure": word} for key, word in zip(part, words, strict=True)]
-        yield f"| {' | '.join(part[0])} |"
-        yield "|" + "---|" * len(part[0])
+        columns = list(dict.fromkeys(column for row in part for column in row))
+        yield f"| {' | '.join(columns)} |"
+        yield "|" + "---|" * len(columns)
         for row in part:
-            yield f"| {' | '.join(cell(value or '–') for value in row.values())} |"
+            yield f"| {' | '.join(cell(row.get(column, '–')) for column in columns)} |"
 
 
 class Take(Table):
