@@ -117,7 +117,8 @@ def visit(request, browser):
     seen.sliders, seen.stuck = page.locator(".kbe-slider").count(), move_sliders(page)
     seen.light = violations(page, EVERYTHING)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_selector("html[data-theme='dark']", state="attached")  # a function would be text, which the policy stops
+    # by a selector: a function would travel as text, which the pages' policy stops
+    page.wait_for_selector("html[data-theme='dark']", state="attached")
     seen.dark = violations(page, CONTRAST)
     page.set_viewport_size(PHONE)
     seen.too_wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
