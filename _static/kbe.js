@@ -8,9 +8,12 @@ document.addEventListener("input", ({ target }) => {
   target.setAttribute("aria-valuetext", word);
 });
 
-// Tables and formulas that are wider than the page scroll by themselves, and can be reached with the tab key to do so.
+// Code, tables and formulas that are wider than the page scroll by themselves, and can be reached with the tab key to do so.
 const regions = { "pst-scrollable-table-container": "wide table", cell_output: "wide output", math: "wide formula" };
 function nameWideRegions() {
+  for (const code of document.querySelectorAll(".bd-article pre")) {
+    if (code.scrollWidth > code.clientWidth) code.tabIndex = 0;
+  }
   for (const [name, words] of Object.entries(regions)) {
     for (const box of document.querySelectorAll(`.bd-article div.${name}`)) {
       if (box.scrollWidth <= box.clientWidth) continue;
@@ -23,4 +26,5 @@ function nameWideRegions() {
 window.addEventListener("load", () => {
   (window.MathJax?.startup?.promise ?? Promise.resolve()).then(nameWideRegions);
   window.addEventListener("resize", nameWideRegions);
+  document.addEventListener("toggle", nameWideRegions, true); // a hidden cell is opened
 });
