@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
 from test_chapters import PAGES, ROOT
 
 HTML = ROOT / "_build" / "html"
@@ -26,7 +25,6 @@ if MISSING:
         pytest.fail(f"missing: {' and '.join(MISSING)}", pytrace=False)
     pytest.skip(f"missing: {' and '.join(MISSING)}", allow_module_level=True)
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # Pages that are made from code, beside those of the contents.
 MADE = ["search", "genindex", "_modules/kbe_lib"]
@@ -45,14 +43,6 @@ EVERYTHING = {
 STRUCTURE = EVERYTHING | {"rules": EVERYTHING["rules"] | {"color-contrast": {"enabled": False}}}
 
 VISIBLE_FRAME = "slider => [...slider.querySelectorAll('img')].find(image => image.offsetParent !== null).src"
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=PROGRAM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

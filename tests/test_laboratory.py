@@ -14,7 +14,6 @@ from functools import partial
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
 from test_chapters import PAGES, ROOT
 from torch.func import hessian, vmap
 
@@ -28,14 +27,6 @@ if BROWSER is None:
     if os.environ.get("CI"):
         pytest.fail("no browser: install chromium", pytrace=False)
     pytest.skip("no browser: install chromium to test the laboratory", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
