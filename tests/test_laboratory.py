@@ -20,7 +20,6 @@ from torch.func import hessian, vmap
 import kbe_lib as kbe
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
 LAB = ROOT / "_lab" / "lab"
 
 if BROWSER is None:
