@@ -59,7 +59,7 @@ def server():
 
 def open_page(browser, address: str, allowed: str):
     """A page with the network cut: what it asked for elsewhere, and what it complained of."""
-    context = browser.new_context(viewport=WIDE, color_scheme="light")
+    context = browser.new_context(viewport=WIDE, color_scheme="light", reduced_motion="reduce")
     page, asked, complaints = context.new_page(), [], []
 
     def gate(route):
@@ -109,6 +109,7 @@ def visit(request, browser):
     page.emulate_media(color_scheme="dark")
     # by a selector: a function would travel as text, which the pages' policy stops
     page.wait_for_selector("html[data-theme='dark']", state="attached")
+    page.wait_for_timeout(500)  # colours fade from one mode to the other
     seen.dark = violations(page, CONTRAST)
     page.set_viewport_size(PHONE)
     seen.too_wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
