@@ -6,6 +6,7 @@ References between chapters become links inside the PDF, headings its outline, a
 printed twice: where a chapter begins is known after the first time, and stands in the contents of the second.
 """
 
+import os
 import re
 import shutil
 import sys
@@ -24,6 +25,32 @@ NUMBER_CONTENTS = """(links, pages) => {
     link.insertAdjacentHTML("beforeend", `<span class="kbe-page">${pages[link.hash.slice(1)] ?? ""}</span>`);
   }
 }"""
+
+
+def as_one_page(text: str, address: str) -> str:
+    """The single page with links that lead somewhere on paper; the laboratory's to its page, where that has an address.
+
+    Raises:
+        ValueError: if a link leads nowhere, or to one of several targets of the same name.
+    """
+    # the builder puts the page into book/, with addresses as if it stood beside it, and calls it by name inside itself
+    text = re.sub(r'href="book/index.html#?', 'href="#', text)
+    text = text.replace('href="#document-book/index"', 'href="#"')
+    # chapters count their citations from one again
+    text = re.sub(r'(<span class="bibtex-citation") id="id\d+"', r"\1", text)
+    text = re.sub(r'<a class="[^"]*image-reference[^"]*" href="_images/[^"]*">(.*?)</a>', r"\1", text, flags=re.DOTALL)
+    laboratory = f"{address}book/laboratory.html#" if address else "#document-book/laboratory"
+    text = re.sub(
+        r'href="(?:laboratory\.html)?#(\w+=[^"]*)"',
+        lambda match: f'href="{laboratory}{match[1] if address else ""}"',
+        text,
+    )
+    names = re.findall(r'\sid="([^"]+)"', text)
+    links = set(re.findall(r'<a class="(?!headerlink)[^"]*" href="#([^"]+)"', text))
+    wrong = sorted(link for link in links if names.count(link) != 1)
+    if wrong:
+        raise ValueError(f"links of the book must lead to one place each, these do not: {', '.join(wrong)}")
+    return text
 
 
 def once(title: str) -> str:
@@ -86,10 +113,10 @@ def print_page(whole: Path, pdf: Path) -> None:
 
 
 def print_book(site: Path, pdf: Path) -> None:
-    # the builder puts the page into book/, with addresses as if it stood here, and calls it by name inside itself
     whole = site / "whole.html"
     text = (site / "book" / "index.html").read_text(encoding="utf-8")
-    whole.write_text(re.sub(r'href="book/index.html#?', 'href="#', text), encoding="utf-8")
+    address = re.sub(r"/*$", "/", os.environ["BOOK_URL"]) if os.environ.get("BOOK_URL") else ""
+    whole.write_text(as_one_page(text, address), encoding="utf-8")
     print_page(whole, pdf)
     print(f"{pdf}: {pdf.stat().st_size / 1e6:.1f} MB")
 

@@ -67,3 +67,23 @@ def test_links_lead_to_their_page_and_the_outline_names_the_headings(pdf):
 )
 def test_headings_that_the_outline_says_twice(written, meant):
     assert print_book.once(written) == meant
+
+
+def test_links_of_the_single_page_lead_somewhere():
+    page = (
+        '<a class="x" href="book/index.html#a"></a><p id="a"></p><span id="document-book/laboratory"></span>'
+        '<a class="x image-reference" href="_images/b.png"><img></a><a href="laboratory.html#N=1,lr=0.1">See</a>'
+        '<span class="bibtex-citation" id="id1"><a class="x" href="#id1">cited</a></span><p id="id1"></p>'
+    )
+    plain, published = (print_book.as_one_page(page, address) for address in ("", "https://example.org/"))
+    assert 'href="#a"' in plain
+    assert "b.png" not in plain
+    assert plain.count('id="id1"') == 1
+    assert 'href="#document-book/laboratory"' in plain
+    assert 'href="https://example.org/book/laboratory.html#N=1,lr=0.1"' in published
+
+
+@pytest.mark.parametrize("targets", ["", '<p id="a"></p><p id="a"></p>'])
+def test_a_link_to_no_place_or_to_two_is_refused(targets):
+    with pytest.raises(ValueError, match="not: a"):
+        print_book.as_one_page(f'<a class="x" href="#a"></a>{targets}', "")
