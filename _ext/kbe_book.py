@@ -128,14 +128,15 @@ class Verdicts(Table):
                 if own:
                     yield f"- **{verdict[0].upper() + verdict[1:]}** ({len(own)}): {'; '.join(links)}."
             return
-        yield "| | place | claim | statistic and result | verdict |"
-        yield "|---|---|---|---|---|"
+        yield "| | place | claim | statistic and result | rule, and its power | verdict |"
+        yield "|---|---|---|---|---|---|"
         for name, claim in claims.items():
             statistic = f"{cell(claim['statistic'])}: **{cell(measured.get(name, 'not measured yet'))}**"
             verdict = f"[{claim['verdict']}]({claim['page']}.md)"
             if name in measured:  # to the very box
                 verdict = f"{{ref}}`{claim['verdict']} <claim-{name.lower()}>`"
-            yield f"| {name} | {cell(claim['place'])} | {cell(claim['claim'])} | {statistic} | {verdict} |"
+            rule = cell(f"holds if {claim['holds']}; fails if {claim['fails']}; {claim['power']}")
+            yield f"| {name} | {cell(claim['place'])} | {cell(claim['claim'])} | {statistic} | {rule} | {verdict} |"
         chances = {record["claim"]: record["chance of another"] for record in records if "claim" in record}
         at_least_one = 1 - math.prod(1 - chance for chance in chances.values())
         close = ", ".join(f"{name} ({100 * c:.0f} %)" for name, c in chances.items() if c > 0.01)
@@ -159,7 +160,7 @@ class Equations(Table):
                 self.complain(f"equation {number} has no check")
             for check in own:
                 page, box = check["page"], "-".join(map(str, check["equations"]))
-                link = f"{{ref}}`{page} <{page}-checked-{box}>`"
+                link = f"{{ref}}`{page.replace('_', ' ')} <{page}-checked-{box}>`"
                 yield f"| {number} | {cell(check['kind'])} | {cell(check['outcome'])} | {link} |"
         yield ""
         checked = set().union(*(check["equations"] for check in checks))
