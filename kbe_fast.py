@@ -566,8 +566,8 @@ def drop(plan, memory, channels, key, rule):
 
 
 @njit
-def flip(count, string, label, share, key, rule):
-    """Count the labels anew, each of them turned over with the probability of label noise."""
+def count_labels(count, string, label, share, key, rule):
+    """How often each string has either label; each label turned over with the probability of label noise."""
     S = len(count) // 4
     count[:] = 0
     for lane in range(len(string)):
@@ -621,11 +621,16 @@ def backward(net, gradient, plan, memory, channels, heads, detached):
                 total = total + load(d_tap, (v * 3 + 1) * C + c)
             store(gradient.bias, layer * C + c, total)
             for i in range(C):
-                for k in range(3):
-                    total = zero
-                    for v in range(below, here):
-                        total = total + load(d_tap, (v * 3 + k) * C + c) * load(h, v * C + i)
-                    store(gradient.weight, ((layer * C + c) * C + i) * 3 + k, total)
+                left, middle, right = zero, zero, zero  # three sums in one go, so that none waits for the one before
+                for v in range(below, here):
+                    value, tap = load(h, v * C + i), v * 3 * C + c
+                    left = left + load(d_tap, tap) * value
+                    middle = middle + load(d_tap, tap + C) * value
+                    right = right + load(d_tap, tap + 2 * C) * value
+                weight = ((layer * C + c) * C + i) * 3
+                store(gradient.weight, weight, left)
+                store(gradient.weight, weight + 1, middle)
+                store(gradient.weight, weight + 2, right)
         if layer > 0:
             for v in range(below, here):
                 for i in range(C):
@@ -684,8 +689,8 @@ def train_lanes(net, gradient, previous, moments, plan, memory, count, label, sh
         if rule.label_noise > 0.0 or rule.dropout > 0.0:
             for lane in range(len(key)):
                 key[lane] = scramble(scramble(rule.seed, networks[lane]), np.uint64(epoch))
-        if rule.label_noise > 0.0:
-            flip(count, string, label, share, key, rule)
+        if epoch == 0 or rule.label_noise > 0.0:
+            count_labels(count, string, label, share, key, rule)
         read_out(plan, memory, count, epoch, readouts, rule, True)
         if epoch > 0:
             store(memory.poison, 0, load(memory.poison, 0) + poison)
@@ -788,7 +793,7 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
     )  # fmt: skip
     labels = data.y.numpy().astype(np.int64)
     # dropout draws for every point on its own, so units must not be shared
-    plan, string, bits = arrange(data.x.numpy().astype(np.int64), n_layers, separate=remedy.dropout > 0)
+    plan, string, bits = arrange(data.x.numpy(), n_layers, separate=remedy.dropout > 0)
     share = np.ones((2, n_points))
     if held := remedy.n_held_out(n_points):
         rest = n_points - held
@@ -815,16 +820,14 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
             view[:size] = params[name][block].detach().numpy().reshape(view[:size].shape)
         memory = empty_memory(plan, n_channels, len(heads), width, dtype)
         memory.h[n_channels : plan.first[1] * n_channels : n_channels, :size] = bits[block].T
-        count = np.zeros((2, 2, len(plan.ends), width), dtype)
-        for head in range(2):
-            np.add.at(count[head], (labels[block], string[block], np.arange(size)[:, None]), share[head])
+        count = np.empty((4 * len(plan.ends), width), dtype)
         rate = np.zeros((1, width), dtype)
         rate[0, :size] = lr[block]
         failed, frozen = np.full((2, width), np.inf, dtype)
         kicks = np.zeros(width, dtype)
         moments = np.zeros((2 * len(net.flat) if remedy.adam else 0, width), dtype)
         train_lanes(
-            net, gradient, net.flat.copy(), moments, plan, memory, count.reshape(-1, width), labels[block], share,
+            net, gradient, net.flat.copy(), moments, plan, memory, count, labels[block], share,
             sigma_head, rate, np.arange(start, start + width, dtype=np.uint64), epochs, tuple(range(n_channels)),
             readouts, rule, np.array(checkpoints, np.int64), string[block], mu[block], sigma[block], failed, frozen,
             kicks,
@@ -907,7 +910,7 @@ def arrange(x: np.ndarray, n_layers: int, separate: bool = False) -> tuple[Plan,
         table = plan_of_all(n_bits, n_layers)
         # in units of one ELU with its derivative; what a unit below the last layer adds to its neighbours costs two
         if len(table.taps) + 2 * table.first[-2] + len(table.unit) + len(table.ends) < cost_of_direct:
-            return table, x @ place, np.ones((n_networks, 1))
+            return table, (x @ place.astype(np.float32)).astype(np.int64), np.ones((n_networks, 1))
     direct = plan_of_separate(n_points, n_bits, n_layers)
     return direct, np.tile(np.arange(n_points), (n_networks, 1)), x.reshape(n_networks, -1)
 

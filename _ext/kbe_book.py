@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from binascii import a2b_base64
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,13 +51,23 @@ def prepare_execution(app, config):
 
 
 def execute_in_parallel(app):
-    """Fill the cache on all cores; the build then finds every chapter there, and reports those that failed."""
+    """Fill the cache on all cores; the build then finds every chapter there, and reports those that failed.
+
+    The longest first, by the length of their text, and each core takes the next when it is free: so none is idle at
+    the end.
+    """
     cache = get_cache(app.config.nb_execution_cache_path)
-    chapters = [str(pair.with_suffix(".md")) for pair in sorted((ROOT / "book").glob("*.ipynb"))]
+    pairs = sorted((ROOT / "book").glob("*.ipynb"), key=lambda pair: -pair.stat().st_size)
+    chapters = [str(pair.with_suffix(".md")) for pair in pairs]
     for chapter in chapters:
         cache.add_nb_to_project(chapter, read_data={"name": "myst_nb_md", "type": "plugin"})
-    executor = load_executor("local-parallel", cache)
-    executor.run_and_cache(filter_uris=chapters, timeout=app.config.nb_execution_timeout)
+
+    def execute(chapter):
+        executor = load_executor("local-serial", cache)
+        executor.run_and_cache(filter_uris=[chapter], timeout=app.config.nb_execution_timeout)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each chapter has a kernel, that is a process, of its own
+        list(pool.map(execute, chapters))
 
 
 def collect_records(app):
@@ -105,6 +116,11 @@ def cell(text):
     return re.sub(r"([|*_\\<])", r"\\\1", str(text))
 
 
+def plural(verdict):
+    """ "holds" of several claims: "hold"."""
+    return verdict.replace("does", "do").replace("holds", "hold").replace("open", "are open")
+
+
 class Verdicts(Table):
     """Every claim of the ledger with what was measured; `:brief:` lists the paper's own by verdict, `:count:` them."""
 
@@ -118,8 +134,8 @@ class Verdicts(Table):
                 self.complain(f"claim {name} is on record as {claim['verdict']!r}, but no chapter has measured it")
         if "count" in self.options:
             own = [claim["verdict"] for claim in claims.values() if claim["place"] != "beyond the paper"]
-            counts = [f"{own.count(verdict)} *{verdict}*" for verdict in kbe_ledger.VERDICTS if verdict in own]
-            yield f"Of {len(own)} claims that we found in the paper: {', '.join(counts)}."
+            counts = [f"{own.count(v)} {plural(v)}" for v in kbe_ledger.VERDICTS if v in own]
+            yield f"Of {len(own)} claims that we found in the paper {', '.join(counts)}."
             return
         if "brief" in self.options:
             for verdict in kbe_ledger.VERDICTS:
@@ -128,14 +144,15 @@ class Verdicts(Table):
                 if own:
                     yield f"- **{verdict[0].upper() + verdict[1:]}** ({len(own)}): {'; '.join(links)}."
             return
-        yield "| | place | claim | statistic and result | verdict |"
-        yield "|---|---|---|---|---|"
+        yield "| | place | claim | statistic and result | rule, and its power | verdict |"
+        yield "|---|---|---|---|---|---|"
         for name, claim in claims.items():
             statistic = f"{cell(claim['statistic'])}: **{cell(measured.get(name, 'not measured yet'))}**"
             verdict = f"[{claim['verdict']}]({claim['page']}.md)"
             if name in measured:  # to the very box
                 verdict = f"{{ref}}`{claim['verdict']} <claim-{name.lower()}>`"
-            yield f"| {name} | {cell(claim['place'])} | {cell(claim['claim'])} | {statistic} | {verdict} |"
+            rule = cell(f"holds if {claim['holds']}; fails if {claim['fails']}; {claim['power']}")
+            yield f"| {name} | {cell(claim['place'])} | {cell(claim['claim'])} | {statistic} | {rule} | {verdict} |"
         chances = {record["claim"]: record["chance of another"] for record in records if "claim" in record}
         at_least_one = 1 - math.prod(1 - chance for chance in chances.values())
         close = ", ".join(f"{name} ({100 * c:.0f} %)" for name, c in chances.items() if c > 0.01)
@@ -159,7 +176,7 @@ class Equations(Table):
                 self.complain(f"equation {number} has no check")
             for check in own:
                 page, box = check["page"], "-".join(map(str, check["equations"]))
-                link = f"{{ref}}`{page} <{page}-checked-{box}>`"
+                link = f"{{ref}}`{page.replace('_', ' ')} <{page}-checked-{box}>`"
                 yield f"| {number} | {cell(check['kind'])} | {cell(check['outcome'])} | {link} |"
         yield ""
         checked = set().union(*(check["equations"] for check in checks))
