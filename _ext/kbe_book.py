@@ -116,6 +116,11 @@ def cell(text):
     return re.sub(r"([|*_\\<])", r"\\\1", str(text))
 
 
+def plural(verdict):
+    """ "holds" of several claims: "hold"."""
+    return verdict.replace("does", "do").replace("holds", "hold").replace("open", "are open")
+
+
 class Verdicts(Table):
     """Every claim of the ledger with what was measured; `:brief:` lists the paper's own by verdict, `:count:` them."""
 
@@ -129,8 +134,8 @@ class Verdicts(Table):
                 self.complain(f"claim {name} is on record as {claim['verdict']!r}, but no chapter has measured it")
         if "count" in self.options:
             own = [claim["verdict"] for claim in claims.values() if claim["place"] != "beyond the paper"]
-            counts = [f"{own.count(verdict)} *{verdict}*" for verdict in kbe_ledger.VERDICTS if verdict in own]
-            yield f"Of {len(own)} claims that we found in the paper: {', '.join(counts)}."
+            counts = [f"{own.count(v)} {plural(v)}" for v in kbe_ledger.VERDICTS if v in own]
+            yield f"Of {len(own)} claims that we found in the paper {', '.join(counts)}."
             return
         if "brief" in self.options:
             for verdict in kbe_ledger.VERDICTS:

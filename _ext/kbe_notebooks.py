@@ -38,13 +38,14 @@ else:
 
 ROLE = re.compile(r"\{([a-z:]+)\}`([^`]+)`")
 PAGE_LINK = re.compile(r"\]\((?!\w+:|#)([\w./-]+)\.md(#[\w-]+)?\)")
+LABEL_LINK = re.compile(r"\]\(([a-z][\w-]*)\)")
 TARGET = re.compile(r"^\([\w-]+\)=\n", re.MULTILINE)
 SCRIPT = re.compile(r"<script[^>]*></script>\n?|<link [^>]*>\n?")  # no Jupyter runs them
 DOLLAR_LABEL = re.compile(r"\$\$\s*\(([\w-]+)\)\s*$", re.MULTILINE)
 FENCE = re.compile(r"(?P<mark>`{3,}|:{3,})\{(?P<name>[\w:-]+)\} *(?P<argument>.*)")
 OPTION = re.compile(r":([\w-]+): *(.*)")
 LEFT_OVER = re.compile(r"^ *(:{3,}|`{3,}\{)|\{[a-z:]+\}`", re.MULTILINE)
-MADE_WITH_THE_PAGES = ("verdicts", "equations", "tested", "take", "bibliography", "nb-exec-table")
+MADE_WITH_THE_PAGES = ("verdicts", "equations", "tested", "weights", "take", "bibliography", "nb-exec-table")
 BOXES = ("note", "tip", "warning", "important", "caution", "danger", "hint", "attention", "seealso", "admonition")
 
 
@@ -85,6 +86,10 @@ class Book:
     def page(self, name: str) -> str:
         return f"{self.address}/book/{name}.html"
 
+    def place(self, label: str) -> str:
+        page, target = self.env.get_domain("std").anonlabels[label]
+        return f"{self.page(Path(page).name)}#{target}"
+
 
 def role(book: Book, name: str, content: str) -> str:
     explicit = re.fullmatch(r"(.*?)\s*<([^<>]+)>", content, re.DOTALL)
@@ -113,6 +118,7 @@ def inline(book: Book, text: str) -> str:
     text = SCRIPT.sub("", TARGET.sub("", text))
     text = DOLLAR_LABEL.sub(lambda match: rf"\tag{{{book.equation(match[1])}}}$$", text)
     text = ROLE.sub(lambda match: role(book, match[1], match[2]), text)
+    text = LABEL_LINK.sub(lambda match: f"]({book.place(match[1])})", text)
     return PAGE_LINK.sub(lambda match: f"]({book.page(Path(match[1]).name)}{match[2] or ''})", text)
 
 

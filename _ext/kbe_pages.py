@@ -1,6 +1,7 @@
 """What the pages are: nothing from outside and a policy that says so, boxes and functions that can be linked to."""
 
 import base64
+import gzip
 import hashlib
 import html
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
 LOGGER = logging.getLogger(__name__)
@@ -23,6 +25,8 @@ WRONG_NAME = re.compile(r' role="(?:doc-biblioentry|list)"| aria-label="Toggle h
 SWITCH_ICON = re.compile(r'(<i class="theme-switch[^>]*?) title="[^"]*"')
 # A script of 1.5 MB that draws twenty icons; kbe.css takes them from the font that the theme has anyway.
 ICON_SCRIPT = re.compile(r'<script defer src="[^"]*fontawesome\.js[^"]*"></script>')
+
+WEIGHTS = "<!-- weights -->"
 
 ROOT = Path(__file__).resolve().parent.parent
 # The names under which the chapters import the book's modules: kbe is kbe_lib, view is kbe_view.
@@ -53,6 +57,51 @@ def seal_pages(app, exception):
             page = path.read_text(encoding="utf-8")
             if "<head>" in page:
                 path.write_text(seal(page), encoding="utf-8")
+
+
+def page_weight(page: Path, site: Path) -> tuple[int, int]:
+    """Bytes of a first visit to a page without its figures, and of its figures.
+
+    Without them: the page, its scripts and styles, compressed as servers send them, and every font it may need.
+    """
+    text = page.read_text(encoding="utf-8")
+    inside = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
+    text = re.sub(r'src="data:image[^"]*"', "", text)
+    links = re.findall(r'src="([^"]+\.js)(?:\?[^"]*)?"', text) + re.findall(r'href="([^"]+\.css)(?:\?[^"]*)?"', text)
+    needed = {(page.parent / link).resolve() for link in links}
+    fonts = [path for path in site.rglob("*.woff*") if path.suffix == ".woff" or "solid" in path.name]
+    pictures = {(page.parent / link).resolve() for link in re.findall(r'<img[^>]*src="([^":]*_images/[^"]*)"', text)}
+    bare = len(gzip.compress(text.encode())) + sum(path.stat().st_size for path in fonts)
+    bare += sum(len(gzip.compress(path.read_bytes())) for path in needed)
+    return bare, sum(path.stat().st_size for path in pictures) + sum(len(picture) for picture in inside)
+
+
+class Weights(SphinxDirective):
+    """What every page weighs, filled in once all of them are written."""
+
+    def run(self):
+        self.env.note_reread()
+        text = f"<p>{WEIGHTS}Weighed when the pages are built: the table is on the page.</p>"
+        return [nodes.raw("", text, format="html")]
+
+
+def state_weights(app, exception):
+    site = Path(app.outdir)
+    pages = sorted((site / "book").glob("*.html"))
+    stating = [page for page in pages if WEIGHTS in page.read_text(encoding="utf-8")]
+    if exception or app.builder.name != "html" or not stating:
+        return
+    weights = {page.stem: page_weight(page, site) for page in pages}
+    rows = "".join(
+        f'<tr><td><a href="{name}.html">{name}</a></td><td>{bare / 1e6:.2f}</td><td>{figures / 1e6:.2f}</td></tr>'
+        for name, (bare, figures) in weights.items()
+    )
+    head = "<tr><th>page</th><th>without its figures, MB</th><th>its figures, MB</th></tr>"
+    table = f'<table class="table"><thead>{head}</thead><tbody>{rows}</tbody></table>'
+    for page in stating:
+        text = page.read_text(encoding="utf-8")
+        filled = f'<div class="pst-scrollable-table-container">{table}</div>'
+        page.write_text(re.sub(f"<p>{WEIGHTS}.*?</p>", filled, text), encoding="utf-8")
 
 
 def drop_thebe(app, pagename, templatename, context, doctree):
@@ -114,4 +163,6 @@ def setup(app):
     app.connect("doctree-read", name_boxes)
     app.connect("doctree-resolved", link_code)
     app.connect("build-finished", seal_pages)
+    app.connect("build-finished", state_weights, priority=600)  # of what is published
+    app.add_directive("weights", Weights)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -57,6 +57,11 @@ def test_page_has_one_title_and_a_text_for_every_figure(page):
             assert typed != computed, f"{name} must either end with view.show(fig, its text) or have `image: alt`"
 
 
+@pytest.mark.parametrize("chapter", sorted(set(CHAPTERS) - {"book/index", "book/laboratory"}))
+def test_chapter_opens_the_laboratory_set_up_for_its_question(chapter):
+    assert re.search(r'<a href="laboratory\.html#[^"]*=', (ROOT / f"{chapter}.md").read_text())
+
+
 # Numbers in prose, captions and computed sentences that are neither a setting of the page's cells nor a result:
 # (page, number): why it may stand.
 ALLOWED = {
@@ -80,7 +85,9 @@ ALLOWED = {
     ("notation", "90"): "defines a range of quantiles",
     ("notation", "95"): "defines the level of intervals",
     ("performance", "11"): "the sizes of the density chapter",
+    ("rival_explanations", "95"): "defines when an abscissa wins, and the level of intervals",
     ("scaling_out", "9"): "the name of a signal",
+    ("testing", "1.5"): "the limit that tests/test_book.py holds",
 }
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?")
 NOT_PROSE = [

@@ -33,6 +33,9 @@ class Book:
     def page(self, name):
         return f"../book/{name}.html"
 
+    def place(self, label):
+        return {"a-target": "../book/one.html#a-target"}[label]
+
 
 @pytest.mark.parametrize(
     ("myst", "markdown"),
@@ -41,6 +44,7 @@ class Book:
         ("{numref}`fig-one` and {numref}`the figure <fig-one>`", "Fig. 1.3 and the figure"),
         ("(a-target)=\n## Heading", "## Heading"),
         ("[model](model.md#words)", "[model](../book/model.html#words)"),
+        ("[there](a-target)", "[there](../book/one.html#a-target)"),
         ("[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
         ("```{math}\n:label: eq-one\nx=1\n```", "$$\nx=1 \\tag{1.1}\n$$"),
         ("$$x=1$$ (eq-one)", r"$$x=1\tag{1.1}$$"),

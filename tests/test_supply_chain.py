@@ -51,3 +51,20 @@ def test_workflow_is_pinned_and_has_least_rights(path):
     assert checkouts == credentials
     for job in workflow["jobs"].values():
         assert "timeout-minutes" in job or set(job.get("permissions", {})) == {"pages", "id-token"}
+
+
+def test_the_one_job_that_may_write_runs_after_a_push_to_main_and_executes_nothing_of_the_repository():
+    may_write = {
+        (path.stem, name): (workflow, job)
+        for path in WORKFLOWS
+        for workflow in [yaml.safe_load(path.read_text())]
+        for name, job in workflow["jobs"].items()
+        if job.get("permissions", {}).get("contents") == "write"
+    }
+    assert set(may_write) == {("publish", "notebooks")}
+    workflow, job = may_write["publish", "notebooks"]
+    assert workflow[True] == {"push": {"branches": ["main"]}}  # `on` reads as true in YAML
+    assert job["permissions"] == {"contents": "write"}
+    assert [step["uses"].split("@")[0] for step in job["steps"] if "uses" in step] == ["actions/download-artifact"]
+    lines = [line for step in job["steps"] for line in step.get("run", "").splitlines()]
+    assert all(line.startswith("git ") for line in lines)
