@@ -41,12 +41,14 @@ pdf: .venv/installed  ## the whole book as one PDF (needs chromium or google-chr
 zip: book  ## the pages as one zip, to be read with no network
 	$(BIN)/python _ext/pack_pages.py _build/html $(TAKE).zip
 
-test: .venv/installed  ## unit tests, pages in a browser, then every chapter as a notebook
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests
+BROWSER_TESTS := tests/test_browser.py tests/test_laboratory.py
+
+test: .venv/installed  ## unit tests, then every chapter as a notebook
+	$(BIN)/python -m pytest -n $(WORKERS) $(BROWSER_TESTS:%=--ignore=%) tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --nbmake --nbmake-timeout=900 book
 
-test-browser: .venv/installed  ## the built pages in chromium: network cut, formulas, sliders, accessibility
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/test_browser.py
+test-browser: .venv/installed  ## the built pages in chromium: network cut, formulas, sliders, accessibility, laboratory
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(BROWSER_TESTS)
 
 mutants: .venv/installed  ## mistakes planted in the helper: do tests and chapters notice?  An hour on two cores
 	$(BIN)/python -m pip install --quiet mutmut==3.8.1

@@ -85,6 +85,7 @@ ALLOWED = {
     ("notation", "90"): "defines a range of quantiles",
     ("notation", "95"): "defines the level of intervals",
     ("performance", "11"): "the sizes of the density chapter",
+    ("rival_explanations", "95"): "defines when an abscissa wins, and the level of intervals",
     ("scaling_out", "9"): "the name of a signal",
     ("testing", "1.5"): "the limit that tests/test_book.py holds",
 }
