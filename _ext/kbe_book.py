@@ -102,7 +102,7 @@ class Table(SphinxDirective):
 
     def run(self):
         self.env.note_reread()
-        node = nodes.container()
+        node = nodes.container(classes=[f"kbe-{self.name}"])
         lines = list(self.lines(self.env.app.kbe_records))
         self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, node)
         return [node]

@@ -35,7 +35,7 @@ def as_one_page(text: str, address: str) -> str:
     """
     # the builder puts the page into book/, with addresses as if it stood beside it, and calls it by name inside itself
     text = re.sub(r'href="book/index.html#?', 'href="#', text)
-    text = text.replace('href="#document-book/index"', 'href="#"')
+    text = text.replace('href="#document-book/index"', 'href="#jb-print-docs-body"')
     # chapters count their citations from one again
     text = re.sub(r'(<span class="bibtex-citation") id="id\d+"', r"\1", text)
     text = re.sub(r'<a class="[^"]*image-reference[^"]*" href="_images/[^"]*">(.*?)</a>', r"\1", text, flags=re.DOTALL)

@@ -2,11 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/bench_engine.py [--quick]
 
-prints tables in Markdown and writes benchmarks/results.json.  What is compared is run in turns and in one process, so
-that other work on the machine meets both alike; every figure is the median of the rounds.  One thread, unless said.
+prints tables in Markdown and writes them to benchmarks/results.json, in place of those of the same processor.  What is
+compared is run in turns and in one process, so that other work on the machine meets both alike; every figure is the
+median of the rounds.  One thread, unless said.
 """
 
 import argparse
+import datetime
 import json
 import math
 import os
@@ -53,6 +55,7 @@ def machine() -> dict[str, str]:
     return {
         "processor": models[0] if models else platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),
+        "measured": datetime.date.today().isoformat(),
         "load when begun": f"{os.getloadavg()[0]:.1f}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -283,7 +286,9 @@ def main() -> None:
     if not quick:
         results["phase diagram,"] = bench_diagram()
     results["load when done"] = f"{os.getloadavg()[0]:.1f}"
-    (Path(__file__).parent / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    path = Path(__file__).parent / "results.json"
+    every = json.loads(path.read_text()) | {results["machine"]["processor"]: results}
+    path.write_text(json.dumps(every, indent=1) + "\n")
     print(table(results["network-steps per second"]), end="\n\n")
     print(table([{"": name, **value} for name, value in by_format(results)]))
     print(f"\nempirical_ntk: {results['empirical_ntk per network, ms']:.2f} ms per network")

@@ -57,7 +57,21 @@ def test_page_has_one_title_and_a_text_for_every_figure(page):
             assert typed != computed, f"{name} must either end with view.show(fig, its text) or have `image: alt`"
 
 
-@pytest.mark.parametrize("chapter", sorted(set(CHAPTERS) - {"book/index", "book/laboratory"}))
+SAMPLE = re.compile(
+    r"nothing (here )?(is )?random|seeds? \d|\b(\d[\d ,]*|one|two|three|first|all|each|every)\b[^.;]{0,40}?"
+    r"(networks?|trainings?|runs?|splits?|draws?|data sets?)",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_caption_says_what_was_run_how_often(chapter):
+    for cell in code_cells(chapter):
+        figure = cell.metadata.get("mystnb", {}).get("figure")
+        assert figure is None or SAMPLE.search(figure["caption"]), f"{figure['name']}: how many runs does it show?"
+
+
+@pytest.mark.parametrize("chapter", sorted({*CHAPTERS, "book/discussion"} - {"book/index", "book/laboratory"}))
 def test_chapter_opens_the_laboratory_set_up_for_its_question(chapter):
     assert re.search(r'<a href="laboratory\.html#[^"]*=', (ROOT / f"{chapter}.md").read_text())
 

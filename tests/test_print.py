@@ -20,9 +20,11 @@ if shutil.which("chromium") is None and shutil.which("google-chrome") is None:
 BOOK = """<html lang="en"><head><title>A book</title><link rel="stylesheet" href="kbe.css"></head><body>
 <div id="jb-print-docs-body"><div id="jb-print-toc"><h2>Contents</h2><a href="#document-book/one">1. One</a>
 <a href="#document-book/two">2. Two</a></div></div>
-<div class="toctree-wrapper"><span id="document-book/one"></span><section><h2>1. One</h2>
+<div class="toctree-wrapper bd-article"><span id="document-book/one"></span><section><h2>1. One</h2>
 <p style="height: 2000px"></p></section>
-<span id="document-book/two"></span><section><h2>2. Two</h2><pre>{code}</pre><a href="#there">There</a></section>
+<span id="document-book/two"></span><section><h2>2. Two</h2><p style="height: 700px"></p>
+<div class="highlight" style="display: flex; break-inside: avoid"><pre style="overflow: auto">{code}</pre></div>
+<a href="#there">There</a></section>
 <span id="document-book/three"></span><section><h2 id="there">3. Three</h2></section></div></body></html>"""
 
 
@@ -30,7 +32,7 @@ BOOK = """<html lang="en"><head><title>A book</title><link rel="stylesheet" href
 def pdf(tmp_path_factory):
     folder = tmp_path_factory.mktemp("print")
     shutil.copy(ROOT / "_static" / "kbe.css", folder)
-    (folder / "book.html").write_text(BOOK.replace("{code}", "\n".join(f"line {k}" for k in range(90))))
+    (folder / "book.html").write_text(BOOK.replace("{code}", "\n".join(f"line {k}" for k in range(60))))
     print_book.print_page(folder / "book.html", folder / "book.pdf")
     return PdfReader(folder / "book.pdf")
 

@@ -38,6 +38,9 @@
       const keys = legend.map(([name, words]) => make("span", { class: `kbe-lab-key kbe-lab-${name}` }, words));
       this.figure = make("figure", {}, make("figcaption", {}, make("strong", {}, title), " ", caption), this.canvas, ...keys);
       this.background = {};
+      this.inSight = true;
+      this.moving = false; // while it is, a plot that is scrolled away is not drawn: on a phone most of them are
+      new IntersectionObserver((entries) => (this.inSight = entries.at(-1).isIntersecting)).observe(this.canvas);
     }
 
     say(words) {
@@ -46,7 +49,7 @@
 
     draw({ x, y, logX = false, logY = false, xLabel, yLabel }, colors, content) {
       const ratio = globalThis.devicePixelRatio || 1, width = this.canvas.clientWidth, height = Math.round(width * 0.66);
-      if (width === 0) return;
+      if (width === 0 || (this.moving && !this.inSight)) return;
       if (this.canvas.width !== Math.round(width * ratio) || this.canvas.height !== Math.round(height * ratio)) {
         this.canvas.width = Math.round(width * ratio);
         this.canvas.height = Math.round(height * ratio);
@@ -519,6 +522,7 @@
       this.summary.textContent = this.words() + waiting + rate;
       const failures = this.networks.map(({ failedAt }, k) => [failedAt, k + 1]).filter(([at]) => at <= this.epoch).sort((a, b) => a[0] - b[0]);
       this.failures.textContent = failures.length ? failures.map(([at, k]) => `network ${k}: epoch ${at}`).join("; ") : "No network has failed yet.";
+      for (const plot of Object.values(this.plots)) plot.moving = this.running || this.behind;
       this.drawPlane(colors);
       this.drawRicker(colors);
       this.drawTrails(colors);
