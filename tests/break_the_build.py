@@ -193,9 +193,10 @@ def main() -> int:
         print(f"{'caught' if caught else 'NOT CAUGHT'}: {mistake} ({command})", flush=True)
         if not caught:
             print(output[-1500:])
-    if not sys.argv[1:]:
-        record = json.loads(RECORD.read_text()) | {"breakages": outcome}
-        RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    record = json.loads(RECORD.read_text())
+    known = {entry["what somebody did"]: entry for entry in [*record.get("breakages", []), *outcome]}
+    record["breakages"] = [known[b.mistake] for b in BREAKAGES.values() if b.mistake in known]
+    RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return bool(unnoticed)
 
 
