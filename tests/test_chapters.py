@@ -71,7 +71,7 @@ def test_caption_says_what_was_run_how_often(chapter):
         assert figure is None or SAMPLE.search(figure["caption"]), f"{figure['name']}: how many runs does it show?"
 
 
-@pytest.mark.parametrize("chapter", sorted(set(CHAPTERS) - {"book/index", "book/laboratory"}))
+@pytest.mark.parametrize("chapter", sorted({*CHAPTERS, "book/discussion"} - {"book/index", "book/laboratory"}))
 def test_chapter_opens_the_laboratory_set_up_for_its_question(chapter):
     assert re.search(r'<a href="laboratory\.html#[^"]*=', (ROOT / f"{chapter}.md").read_text())
 
