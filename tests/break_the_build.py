@@ -2,9 +2,10 @@
 
     python tests/break_the_build.py [NAME ...]
 
-Each breakage is made in a clone of the committed state, beside a copy of the environment and of the built book; the
+Each breakage is made in a clone of the committed state, beside the environment and a copy of the built book; the
 command that ought to notice must fail, and its output must say why.  Without any breakage all commands must pass.
-Needs `make book` first.
+Needs `make book` first.  What the builder notices is tried with a book of two pages, under the settings and with the
+command of the whole one.
 """
 
 import json
@@ -22,10 +23,11 @@ import nbformat
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests" / "power.json"  # what the page on testing shows
-BUILD = ".venv/bin/jupyter-book build . -W -n --keep-going"
+BUILD = "make -o .venv/installed book"
 FILES = ".venv/bin/python -m pytest -q tests/test_chapters.py"
-PAGES = ".venv/bin/python -m pytest -q tests/test_book.py"
+PAGES = ".venv/bin/python -m pytest -q tests/test_book.py -k links_inside"
 NOTEBOOK = ".venv/bin/python -m pytest -q --nbmake book/one_point_training.ipynb"  # it judges C1, and runs in seconds
+RAISES = ".venv/bin/python -m pytest -q --nbmake book/errata.ipynb"
 COUNT = "bash .ci/count"
 LINT = "make -o .venv/installed lint"
 
@@ -54,6 +56,15 @@ def add_cell(file: str, source: str) -> Callable[[Path], None]:
     return damage
 
 
+def add_cell_to_notebook(file: str, source: str) -> Callable[[Path], None]:
+    def damage(clone: Path) -> None:
+        notebook = nbformat.read(clone / file, as_version=4)
+        notebook.cells.append(nbformat.v4.new_code_cell(source))
+        nbformat.write(notebook, clone / file)
+
+    return damage
+
+
 def store_output(clone: Path) -> None:
     path = clone / "book" / "index.ipynb"
     notebook = nbformat.read(path, as_version=4)
@@ -75,10 +86,35 @@ def remove_a_picture(clone: Path) -> None:
     (clone / "_build/html" / re.search(r"_images/[0-9a-f]+\.png", page)[0]).unlink()
 
 
+HEADER = "---\njupytext: {formats: 'ipynb,md:myst', text_representation: {extension: .md, format_name: myst}}\n"
+HEADER += "kernelspec: {display_name: Python 3, language: python, name: python3}\n---\n\n"
+TWO_PAGES = {
+    "_toc.yml": "format: jb-book\nroot: book/index\nchapters:\n- file: book/chapter\n",
+    "book/index.md": "# A book\n\n[Its chapter](chapter.md).\n",
+    "book/chapter.md": HEADER + "# A chapter\n\n```{code-cell} ipython3\nimport kbe_lib\n\nkbe_lib.JUMP\n```\n",
+}
+
+
+def two_pages(clone: Path) -> None:
+    """The book cut down to two pages, its settings kept."""
+    for page in [*clone.glob("book/*.md"), *clone.glob("book/*.ipynb")]:
+        page.unlink()
+    for name, text in TWO_PAGES.items():
+        (clone / name).write_text(text)
+    shutil.rmtree(clone / "_build")
+    convert = [clone / ".venv/bin/jupytext", "--quiet", "--to", "ipynb", clone / "book/chapter.md"]
+    subprocess.run(convert, check=True)
+
+
 BREAKAGES = {
     "notebook raises": Breakage(
-        "A cell of a chapter raises.", add_cell("book/errata.md", "raise RuntimeError('broken')"),
-        BUILD, "RuntimeError|Executing notebook failed",
+        "A cell of a chapter raises, in the build.", add_cell("book/chapter.md", "raise RuntimeError('broken')"),
+        BUILD, "RuntimeError.*: broken",
+    ),
+    "notebook raises in the test": Breakage(
+        "A cell of a chapter raises, in the notebook.",
+        add_cell_to_notebook("book/errata.ipynb", "raise RuntimeError('broken')"),
+        RAISES, "RuntimeError.*: broken",
     ),
     "page missing": Breakage(
         "A chapter is left out of the contents.", replace("_toc.yml", "      - file: book/errata\n", ""),
@@ -104,11 +140,11 @@ BREAKAGES = {
     ),
     "link breaks": Breakage(
         "A page links to a page that is not there.",
-        replace("book/notation.md", "# Notation", "# Notation\n\n[x](y.md)\n"), BUILD, "y.md",
+        replace("book/chapter.md", "# A chapter", "# A chapter\n\n[x](y.md)\n"), BUILD, r"WARNING.*y\.md",
     ),
     "warning": Breakage(
-        "A reference leads nowhere.", replace("book/notation.md", "# Notation", "# Notation\n\n{eq}`eq-nowhere`\n"),
-        BUILD, "eq-nowhere",
+        "A reference leads nowhere.",
+        replace("book/chapter.md", "# A chapter", "# A chapter\n\n{eq}`eq-nowhere`\n"), BUILD, "WARNING.*eq-nowhere",
     ),
     "style": Breakage(
         "An import is not used.", replace("kbe_view.py", "import io\n", "import io\nimport os\n"), LINT, "F401",
@@ -116,11 +152,13 @@ BREAKAGES = {
 }  # fmt: skip
 
 
-def fresh_clone(folder: Path) -> Path:
-    clone = folder / "clone"
+def fresh_clone(folder: str, command: str) -> Path:
+    clone = Path(folder).resolve() / "clone"
     subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
     (clone / ".venv").symlink_to((ROOT / ".venv").resolve())
-    shutil.copytree(ROOT / "_build", clone / "_build", symlinks=True)
+    shutil.copytree(ROOT / "_build" / "html", clone / "_build" / "html", symlinks=True)
+    if command == BUILD:
+        two_pages(clone)
     return clone
 
 
@@ -135,17 +173,17 @@ def attempt(clone: Path, command: str) -> tuple[int, str]:
 def main() -> int:
     names = sys.argv[1:] or list(BREAKAGES)
     outcome, unnoticed = [], 0
-    with tempfile.TemporaryDirectory() as folder:
-        clone = fresh_clone(Path(folder))
-        for command in dict.fromkeys(BREAKAGES[name].command for name in names):
-            code, output = attempt(clone, command)
-            if code:
-                print(f"fails without any breakage: {command}\n{output[-2000:]}")
-                return 1
+    for command in dict.fromkeys(BREAKAGES[name].command for name in names):
+        with tempfile.TemporaryDirectory() as folder:
+            code, output = attempt(fresh_clone(folder, command), command)
+        if code:
+            print(f"fails without any breakage: {command}\n{output[-2000:]}")
+            return 1
+        print(f"passes without any breakage: {command}", flush=True)
     for name in names:
         mistake, damage, command, says = BREAKAGES[name]
         with tempfile.TemporaryDirectory() as folder:
-            clone = fresh_clone(Path(folder))
+            clone = fresh_clone(folder, command)
             damage(clone)
             code, output = attempt(clone, command)
         caught = code != 0 and re.search(says, output) is not None

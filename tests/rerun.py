@@ -1,5 +1,6 @@
 """Run chapters again, outside the build, and hand back what they put out."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).parent.parent
+# as in the build: this checkout's helpers, one thread
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 CHAPTERS = [path.with_suffix(".md") for path in sorted((ROOT / "book").glob("*.ipynb"))]
 
 
@@ -23,7 +27,7 @@ def run(chapter: Path, edit: Callable[[str], str] = lambda source: source, book:
         if cell.cell_type == "code":
             cell.source = edit(cell.source)
     folder = str(book or chapter.parent)
-    NotebookClient(notebook, allow_errors=True, resources={"metadata": {"path": folder}}).execute()
+    NotebookClient(notebook, timeout=900, allow_errors=True, resources={"metadata": {"path": folder}}).execute()
     return notebook
 
 

@@ -24,10 +24,14 @@ ADDRESS = re.compile(r"0x[0-9a-f]+|model_id\": \"[0-9a-f]+")  # where an object 
 
 
 def contents(outputs) -> list:
-    """What a reader sees of a cell, by kind."""
-    seen = []
+    """What a reader sees of a cell, by kind; what it prints in one piece, however it came."""
+    printed = [output for output in outputs if output.output_type == "stream"]
+    seen = [
+        (name, ADDRESS.sub("", "".join(output.text for output in printed if output.name == name)))
+        for name in sorted({output.name for output in printed})
+    ]
     for output in outputs:
-        data = output.get("data") or {"text": output.get("text", "")}
+        data = output.get("data") or {"error": output.get("evalue")} if output.output_type != "stream" else {}
         seen += [
             (kind, ADDRESS.sub("", str(value))) for kind, value in sorted(data.items()) if "widget-view" not in kind
         ]

@@ -91,6 +91,24 @@ def test_flow_rejects(line):
         kbe.kernel_flow(kernel * math.nan, y, 1.0)
 
 
+def test_flow_of_several_kernels_to_the_same_labels(line):
+    kernel, y = line
+    kernels = torch.stack([kernel, 2 * kernel, 3 * kernel])
+    each = torch.stack([kbe.kernel_flow(k, y, 0.4) for k in kernels])
+    torch.testing.assert_close(kbe.kernel_flow(kernels, y, 0.4), each, rtol=1e-12, atol=1e-13)
+
+
+def test_flow_rejects_what_is_hardly_wrong(line):
+    kernel, y = line
+    tilted = kernel.clone()
+    tilted[0, 1] *= 1 + 1e-7
+    for scale in (1, 1e-12):
+        with pytest.raises(ValueError, match="kernel must be symmetric in its points"):
+            kbe.kernel_flow(scale * tilted, y, 1.0)
+    with pytest.raises(ValueError, match="with N = 0 labels"):
+        kbe.kernel_flow(torch.ones(1, 1).double(), torch.tensor(1.0).double(), 1.0)
+
+
 def test_local_average_by_hand():
     distance = torch.tensor([[0.0, 2.0], [2.0, 0.0]], dtype=torch.float64)
     y = torch.tensor([1.0, 0.0], dtype=torch.float64)
@@ -170,8 +188,10 @@ def test_local_average_rejects():
         kbe.local_average(distance, y, 1.0, "sum")
     with pytest.raises(ValueError, match="alpha must not be negative, its smallest value is -1"):
         kbe.local_average(distance, y, -1.0)
-    with pytest.raises(ValueError, match="got 2 columns and 3 labels"):
-        kbe.local_average(distance, torch.zeros(3), 1.0)
+    with pytest.raises(ValueError, match="got 3 columns and 4 labels"):
+        kbe.local_average(torch.zeros(5, 2, 3), torch.zeros(4), 1.0)
+    with pytest.raises(ValueError, match=r"shape \(..., N, N_data\), and y \(..., N_data\)"):
+        kbe.local_average(torch.zeros(3), torch.zeros(3), 1.0)
     with pytest.raises(ValueError, match="mu must be finite, got 1 NaN or inf"):
         kbe.prediction_scale(distance, y, torch.tensor([0.0, math.nan]))
 

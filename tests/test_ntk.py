@@ -73,6 +73,12 @@ def test_many_networks_are_what_each_is_alone(generator):
         torch.testing.assert_close(with_others[m], kbe.empirical_ntk(one, inputs, x2[m])[0], rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("like", [torch.zeros(1), torch.zeros(1).double(), torch.zeros(1, device="meta")])
+def test_large_results_are_of_the_type_and_on_the_device_of_the_networks(like):
+    memory = kbe._large((2, 3), like)
+    assert (memory.shape, memory.dtype, memory.device) == ((2, 3), like.dtype, like.device)
+
+
 def test_symmetric_and_positive(generator):
     theta = kbe.empirical_ntk(kbe.init_networks(2, generator=generator), kbe.all_inputs()[::8])
     matrix = theta.permute(0, 1, 3, 2, 4).flatten(3, 4).flatten(1, 2)

@@ -211,6 +211,10 @@ def test_degrees_of_freedom_leave_a_variance(z):
     assert nu == pytest.approx(2 + np.logaddexp(0, z), rel=1e-14)
 
 
+def test_degrees_of_freedom_pass_on_what_is_not_finite():
+    assert kbe.degrees_of_freedom(torch.tensor([-math.inf, math.inf], dtype=F64)).tolist() == [2, math.inf]
+
+
 # --------------------------------------------------------------------------------------------------------- losses
 
 point = st.tuples(st.floats(-2, 2), st.floats(-2, 2), st.floats(0.05, 3))

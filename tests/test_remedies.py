@@ -59,6 +59,15 @@ def test_engines_agree_under_every_remedy(remedy, n_points):
     assert_engines_agree(params, data, tolerance, epochs=50, lr=0.01, remedy=REMEDIES[remedy])
 
 
+@pytest.mark.parametrize("remedy", REMEDIES)
+def test_what_is_recorded_is_what_the_network_gives(remedy):
+    params, data = problem(3, 20)
+    run = kbe.train(params, data, epochs=2, lr=0.01, remedy=REMEDIES[remedy], engine="torch")
+    mu, sigma = kbe.predict(run.params, data.x)
+    torch.testing.assert_close(run.mu[:, -1], mu, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(run.sigma[:, -1], sigma, rtol=1e-13, atol=1e-14)
+
+
 @pytest.mark.parametrize("loss", LIKELIHOODS)
 @pytest.mark.parametrize("readout", ["sigmoid", ("raw", "softplus"), ("raw", kbe.Floored("raw", 0.3)), ("raw", "exp")])
 def test_engines_agree_under_every_likelihood(loss, readout):
