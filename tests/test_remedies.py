@@ -176,6 +176,18 @@ def test_every_remedy_by_hand(remedy, heads):
             torch.testing.assert_close(run.params[name][network], value.detach(), **expected)
 
 
+@pytest.mark.parametrize("remedy", ["clip", "held_out", "sigma_to_trunk"])
+def test_a_loss_of_one_s_own_is_handed_sigma_and_its_logarithm(remedy):
+    params, data = problem(2, 10)
+
+    def own(y, mu, sigma, log_sigma):
+        return log_sigma + 0.5 * ((y - mu) / sigma) ** 2
+
+    settings = dict(epochs=3, lr=0.05, remedy=REMEDIES[remedy], engine="torch")
+    one, other = (kbe.train(params, data, loss=loss, **settings) for loss in (own, "gaussian"))
+    torch.testing.assert_close(flat(one.params), flat(other.params), rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("engine", ["fast", "torch"])
 @pytest.mark.parametrize("loss", ["gaussian", "laplace", "student_t", "clamped", "gamma_prior"])
 def test_gradients_are_finite_differences(engine, loss):
