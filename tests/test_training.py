@@ -131,6 +131,14 @@ def test_float32_stays_float32(train, generator):
     assert run.mu.dtype == torch.float32
 
 
+def test_data_take_the_type_of_the_parameters(train, generator):
+    params = kbe.init_networks(4, generator=generator, dtype=torch.float32)
+    data = kbe.random_bit_encoding(4, 9, generator=generator)
+    wide, narrow = (train(params, kbe.Dataset(*d), epochs=20) for d in (data, (v.float() for v in data)))
+    assert torch.equal(wide.mu, narrow.mu)
+    assert all(torch.equal(wide.params[name], narrow.params[name]) for name in params)
+
+
 def test_variances():
     run = kbe.Run(
         epochs=torch.tensor([0]),
