@@ -144,7 +144,8 @@ class Verdicts(Table):
                 if own:
                     yield f"- **{verdict[0].upper() + verdict[1:]}** ({len(own)}): {'; '.join(links)}."
             return
-        yield "| | place | claim | statistic and result | rule, and its power | verdict |"
+        # the verdict beside its claim: a phone shows the first columns
+        yield "| | verdict | claim | statistic and result | rule, and its power | place |"
         yield "|---|---|---|---|---|---|"
         for name, claim in claims.items():
             statistic = f"{cell(claim['statistic'])}: **{cell(measured.get(name, 'not measured yet'))}**"
@@ -152,7 +153,7 @@ class Verdicts(Table):
             if name in measured:  # to the very box
                 verdict = f"{{ref}}`{claim['verdict']} <claim-{name.lower()}>`"
             rule = cell(f"holds if {claim['holds']}; fails if {claim['fails']}; {claim['power']}")
-            yield f"| {name} | {cell(claim['place'])} | {cell(claim['claim'])} | {statistic} | {rule} | {verdict} |"
+            yield f"| {name} | {verdict} | {cell(claim['claim'])} | {statistic} | {rule} | {cell(claim['place'])} |"
         chances = {record["claim"]: record["chance of another"] for record in records if "claim" in record}
         at_least_one = 1 - math.prod(1 - chance for chance in chances.values())
         close = ", ".join(f"{name} ({100 * c:.0f} %)" for name, c in chances.items() if c > 0.01)

@@ -38,6 +38,7 @@ else:
 
 ROLE = re.compile(r"\{([a-z:]+)\}`([^`]+)`")
 PAGE_LINK = re.compile(r"\]\((?!\w+:|#)([\w./-]+)\.md(#[\w-]+)?\)")
+HTML_LINK = re.compile(r'<a href="([\w-]+)\.html')
 LABEL_LINK = re.compile(r"\]\(([a-z][\w-]*)\)")
 TARGET = re.compile(r"^\([\w-]+\)=\n", re.MULTILINE)
 SCRIPT = re.compile(r"<script[^>]*></script>\n?|<link [^>]*>\n?")  # no Jupyter runs them
@@ -118,6 +119,7 @@ def inline(book: Book, text: str) -> str:
     text = SCRIPT.sub("", TARGET.sub("", text))
     text = DOLLAR_LABEL.sub(lambda match: rf"\tag{{{book.equation(match[1])}}}$$", text)
     text = ROLE.sub(lambda match: role(book, match[1], match[2]), text)
+    text = HTML_LINK.sub(lambda match: f'<a href="{book.page(match[1])}', text)
     text = LABEL_LINK.sub(lambda match: f"]({book.place(match[1])})", text)
     return PAGE_LINK.sub(lambda match: f"]({book.page(Path(match[1]).name)}{match[2] or ''})", text)
 

@@ -6,6 +6,7 @@ References between chapters become links inside the PDF, headings its outline, a
 printed twice: where a chapter begins is known after the first time, and stands in the contents of the second.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -68,6 +69,7 @@ def begins(pdf: Path) -> dict[str, int]:
 
 def finish(pdf: Path, title: str) -> None:
     """Outline in plain words, language and title."""
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it counts the copy's objects aloud
     writer = PdfWriter(clone_from=pdf)
     writer.add_metadata({"/Title": title})
     writer.root_object[NameObject("/Lang")] = TextStringObject("en")

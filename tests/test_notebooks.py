@@ -44,6 +44,7 @@ class Book:
         ("{numref}`fig-one` and {numref}`the figure <fig-one>`", "Fig. 1.3 and the figure"),
         ("(a-target)=\n## Heading", "## Heading"),
         ("[model](model.md#words)", "[model](../book/model.html#words)"),
+        ('<a href="laboratory.html#N=1">See</a>', '<a href="../book/laboratory.html#N=1">See</a>'),
         ("[there](a-target)", "[there](../book/one.html#a-target)"),
         ("[elsewhere](https://example.org/a.md)", "[elsewhere](https://example.org/a.md)"),
         ("```{math}\n:label: eq-one\nx=1\n```", "$$\nx=1 \\tag{1.1}\n$$"),
