@@ -23,14 +23,14 @@ NEED_PINS = ("test_supply_chain",)
 
 
 def pytest(python: Path, clone: Path, *arguments: str) -> tuple[bool, str]:
-    """Run pytest in the clone; whether all passed, and its closing line."""
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    """Run pytest in the clone; whether all passed, and its closing counts."""
+    command = [python, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CI")}
     done = subprocess.run(command, cwd=clone, env=variables, stdout=subprocess.PIPE, text=True, check=False)
-    closing = done.stdout.strip().splitlines()[-1]
     if done.returncode:
         print(done.stdout[-5000:])
-    return done.returncode == 0, re.sub(r" in [\d.]+s.*", "", closing.strip("= "))
+    closing = re.findall(r"^(\d+ (?:passed|failed|error).*?) in [\d.]+s", done.stdout, re.MULTILINE)
+    return done.returncode == 0, closing[-1] if closing else f"exit status {done.returncode}"
 
 
 def main() -> int:
