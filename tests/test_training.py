@@ -196,3 +196,17 @@ def test_bad_data(train, generator):
     run = train(average, data, epochs=1, loss="squared")
     with pytest.raises(ValueError, match="run must be of variance networks, these have no sigma"):
         kbe.variances(run, data.y)
+
+
+def test_a_change_of_just_the_jump_is_no_failure(train, generator):
+    params, data = kbe.init_networks(1, generator=generator), kbe.random_bit_encoding(1, 5, generator=generator)
+    largest = float(train(params, data, epochs=10).kick)
+    assert train(params, data, epochs=10, jump=largest).failed_at.isinf().all()
+    assert train(params, data, epochs=10, jump=math.nextafter(largest, 0)).failed_at.isfinite().all()
+
+
+def test_data_may_be_whole_numbers_and_the_run_names_its_engine(train, generator):
+    params, data = kbe.init_networks(2, generator=generator), kbe.random_bit_encoding(2, 7, generator=generator)
+    run, whole = train(params, data, epochs=5), train(params, kbe.Dataset(data.x.long(), data.y.long()), epochs=5)
+    assert torch.equal(run.mu, whole.mu)
+    assert run.engine == whole.engine == train.keywords["engine"]
