@@ -44,8 +44,12 @@ def test_without_replacement_all_strings_can_be_used_once(generator):
         assert len(x.unique(dim=0)) == 256
 
 
-def test_one_seed_one_data_set():
-    first, second = (kbe.random_bit_encoding(2, 9, generator=torch.Generator().manual_seed(7)) for _ in range(2))
+@pytest.mark.parametrize("replacement", [True, False])
+def test_one_seed_one_data_set(replacement):
+    first, second = (
+        kbe.random_bit_encoding(2, 9, replacement=replacement, generator=torch.Generator().manual_seed(7))
+        for _ in range(2)
+    )
     assert torch.equal(first.x, second.x)
     assert torch.equal(first.y, second.y)
 

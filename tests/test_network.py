@@ -89,6 +89,16 @@ def test_unknown_readout(readout, generator):
         kbe.predict(kbe.init_networks(1, generator=generator), kbe.all_inputs(), readout)
 
 
+def test_inputs_are_of_the_type_of_params_and_of_a_shape_that_fits(generator):
+    params, x = kbe.init_networks(3, generator=generator), kbe.all_inputs()[:5]
+    everyone, same = kbe.predict(params, x)[0], kbe.predict(params, x[None])[0]
+    assert torch.equal(everyone, same)
+    with pytest.raises(ValueError, match="x must be of the type of params, torch.float64, got torch.int64"):
+        kbe.predict(params, x.long())
+    with pytest.raises(ValueError, match="x must have shape .* with M = 3, got \\(2, 5, 8\\)"):
+        kbe.predict(params, x.expand(2, -1, -1))
+
+
 def test_wrong_number_of_bits(generator):
     with pytest.raises(ValueError, match=r"x must have 8 bits in its last dimension, got shape \(64, 6\)"):
         kbe.predict(kbe.init_networks(1, generator=generator), kbe.all_inputs(6))
