@@ -68,6 +68,7 @@ def main() -> int:
             "chapters executed twice": len(chapters),
             "cells compared, words and pictures": compared,
             "cells that differ": len(found),
+            "which": [line.replace("other output of the cell that begins ", "") for line in found] or "none",
             "cells left out, because they show measured times": left_out,
         }
         RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
