@@ -811,34 +811,40 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
     trained = {name: torch.empty_like(value) for name, value in params.items()}
     width = REGISTER // dtype.itemsize
 
-    def train_block(start: int) -> None:
-        block = slice(start, start + width)
-        size = len(labels[block])  # the last block can leave lanes over; they train networks of zeros on no data
-        net, gradient = (empty_net(n_layers, n_channels, len(heads), data.x.shape[2], width, dtype) for _ in range(2))
-        views = by_name(net, heads, n_channels)
-        for name, view in views.items():
-            view[:size] = params[name][block].detach().numpy().reshape(view[:size].shape)
+    starts = iter(range(0, n_networks, width))  # one for all threads: each takes the next block when it is free
+
+    def train_blocks(_) -> None:
+        net, gradient, previous = (
+            empty_net(n_layers, n_channels, len(heads), data.x.shape[2], width, dtype) for _ in range(3)
+        )
         memory = empty_memory(plan, n_channels, len(heads), width, dtype)
-        memory.h[n_channels : plan.first[1] * n_channels : n_channels, :size] = bits[block].T
-        count = np.empty((4 * len(plan.ends), width), dtype)
-        rate = np.zeros((1, width), dtype)
-        rate[0, :size] = lr[block]
-        failed, frozen = np.full((2, width), np.inf, dtype)
-        kicks = np.zeros(width, dtype)
-        moments = np.zeros((2 * len(net.flat) if remedy.adam else 0, width), dtype)
-        train_lanes(
-            net, gradient, net.flat.copy(), moments, plan, memory, count, labels[block], share,
-            sigma_head, rate, np.arange(start, start + width, dtype=np.uint64), epochs, tuple(range(n_channels)),
-            readouts, rule, np.array(checkpoints, np.int64), string[block], mu[block], sigma[block], failed, frozen,
-            kicks,
-        )  # fmt: skip
-        failed_at[block], frozen_at[block], kick[block] = failed[:size], frozen[:size], kicks[:size]
-        for name, view in views.items():
-            trained[name][block] = torch.from_numpy(view[:size].reshape(trained[name][block].shape))
+        views = by_name(net, heads, n_channels)
+        moments = aligned_zeros(2 * len(net.flat) if remedy.adam else 0, width, dtype)
+        count = aligned_zeros(4 * len(plan.ends), width, dtype)
+        for start in starts:
+            block = slice(start, start + width)
+            size = len(labels[block])  # the last block can leave lanes over; they train networks on no data at rate 0
+            for name, view in views.items():
+                view[:size] = params[name][block].detach().numpy().reshape(view[:size].shape)
+            memory.h[n_channels : plan.first[1] * n_channels : n_channels, :size] = bits[block].T
+            moments[:] = 0
+            rate = np.zeros((1, width), dtype)
+            rate[0, :size] = lr[block]
+            failed, frozen = np.full((2, width), np.inf, dtype)
+            kicks = np.zeros(width, dtype)
+            train_lanes(
+                net, gradient, previous.flat, moments, plan, memory, count, labels[block], share,
+                sigma_head, rate, np.arange(start, start + width, dtype=np.uint64), epochs, tuple(range(n_channels)),
+                readouts, rule, np.array(checkpoints, np.int64), string[block], mu[block], sigma[block], failed, frozen,
+                kicks,
+            )  # fmt: skip
+            failed_at[block], frozen_at[block], kick[block] = failed[:size], frozen[:size], kicks[:size]
+            for name, view in views.items():
+                trained[name][block] = torch.from_numpy(view[:size].reshape(trained[name][block].shape))
 
     # These threads flush denormal numbers to zero, which are slow and mean nothing here, and end with the training.
     with ThreadPoolExecutor(workers, initializer=torch.set_flush_denormal, initargs=(True,)) as pool:
-        list(pool.map(train_block, range(0, n_networks, width)))
+        list(pool.map(train_blocks, range(workers)))
     recorded = (torch.from_numpy(output) for output in (mu, sigma))
     mu, sigma = (*recorded,) if len(heads) == 2 else (next(recorded), None)
     failures = torch.from_numpy(failed_at), torch.from_numpy(frozen_at)
@@ -915,16 +921,24 @@ def arrange(x: np.ndarray, n_layers: int, separate: bool = False) -> tuple[Plan,
     return direct, np.tile(np.arange(n_points), (n_networks, 1)), x.reshape(n_networks, -1)
 
 
+def aligned_zeros(size: int, width: int, dtype: np.dtype) -> np.ndarray:
+    """An array (size, width) of zeros whose rows are registers that lie in one cache line each.
+
+    torch begins its memory at multiples of 64 bytes, NumPy at multiples of 16, where every row would lie in two lines.
+    """
+    return torch.zeros(size, width, dtype=getattr(torch, dtype.name)).numpy()
+
+
 def empty_net(n_layers: int, n_channels: int, n_heads: int, n_bits: int, width: int, dtype: np.dtype) -> Net:
     sizes = [3 * n_layers * n_channels**2, n_layers * n_channels, n_bits * n_heads * n_channels, n_heads]
-    flat = np.zeros((sum(sizes), width), dtype)
+    flat = aligned_zeros(sum(sizes), width, dtype)
     return Net(flat, *np.split(flat, np.cumsum(sizes)[:-1]))
 
 
 def empty_memory(plan: Plan, n_channels: int, n_heads: int, width: int, dtype: np.dtype) -> Memory:
     unit, tap, node = len(plan.taps) * n_channels, plan.first[-2] * 3 * n_channels, len(plan.unit) * n_heads
     sizes = [unit, unit, unit, tap, tap, node, node, 2 * len(plan.ends) * n_heads, 1, 1]
-    return Memory(*(np.zeros((size, width), dtype) for size in sizes))
+    return Memory(*(aligned_zeros(size, width, dtype) for size in sizes))
 
 
 def by_name(net: Net, heads: list[str], n_channels: int) -> dict[str, np.ndarray]:
