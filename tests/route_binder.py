@@ -26,6 +26,14 @@ from jupyter_kernel_client import JupyterKernelClient
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests" / "power.json"  # what the page on testing shows
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+FAILED = "/tmp/lab.png"  # what Lab showed when its part failed
+PIXELS = """async image => {  // what an image shows, whatever its address
+    await image.decode();
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    return canvas.toDataURL();
+}"""
 
 
 def environment(clone: Path, extra_index: bool) -> Path:
@@ -86,32 +94,37 @@ def run_through_server(url: str, token: str, notebook: str) -> str | None:
 
 def move_a_slider(url: str, token: str, notebook: str) -> str | None:
     """Open a chapter in Lab, run it, press a key on its slider; what went wrong, or None."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Error, expect, sync_playwright
 
     program = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.goto(f"{url}/lab/tree/book/{notebook}?token={token}&reset")
-        page.get_by_role("menuitem", name="Run", exact=True).click(timeout=120_000)
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        handle = page.locator(".widget-slider, .jupyter-widgets .noUi-handle").first
-        for second in range(240):  # Lab draws only what is near the window: scroll down and up until it is there
-            if handle.count():
-                break
-            page.locator(".jp-WindowedPanel-outer, .jp-Notebook").first.hover()
-            page.mouse.wheel(0, 900 if second % 40 < 20 else -900)
-            page.wait_for_timeout(1000)
-        else:
-            return "no slider appeared"
-        picture = page.locator(".widget-image, img.jupyter-widgets").first
-        before = picture.get_attribute("src")
-        page.locator(".noUi-handle").first.focus()
-        page.keyboard.press("ArrowRight")
-        for _ in range(30):
-            if picture.get_attribute("src") != before:
-                return None
-            page.wait_for_timeout(1000)
+        # what Lab may ask first: which kernel, and whether it may bring news
+        accept, no = page.locator(".jp-Dialog .jp-mod-accept"), page.get_by_role("button", name="No", exact=True)
+        for button in (accept, no):
+            page.add_locator_handler(button, lambda button: button.click())
+        try:
+            page.goto(f"{url}/lab/tree/book/{notebook}?token={token}&reset")
+            # before the notebook has its kernel, the menu has other words and does nothing
+            expect(page.locator(".jp-KernelName")).to_contain_text("Python", timeout=120_000)
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+            handle, picture = page.locator(".noUi-handle").first, page.locator("img.widget-image").first
+            handle.wait_for(state="attached", timeout=600_000)
+            expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute(
+                "data-status", "idle", timeout=600_000
+            )
+            before = picture.evaluate(PIXELS)
+            handle.focus()
+            page.keyboard.press("ArrowRight")
+            for _ in range(30):
+                if picture.evaluate(PIXELS) != before:
+                    return None
+                page.wait_for_timeout(1000)
+        except (Error, AssertionError) as error:
+            page.screenshot(path=FAILED)
+            return f"{str(error).splitlines()[0]} ({FAILED} shows Lab)"
         return "the slider moved and the picture stayed"
 
 

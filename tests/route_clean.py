@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests" / "power.json"  # what the page on testing shows
 NEED_PAGES = ("test_book", "test_browser", "test_laboratory", "test_print")  # built ones, and a browser
 NEED_PINS = ("test_supply_chain",)
+TELLING = ("torch", "numpy", "scipy", "numba", "matplotlib", "scikit-learn", "jupyterlab")  # versions worth a record
 
 
 def pytest(python: Path, clone: Path, *arguments: str) -> tuple[bool, str]:
@@ -48,6 +49,8 @@ def main() -> int:
         python = clone / ".venv" / "bin" / "python"
         subprocess.run([python, "-m", "pip", "install", "-q", "-r", "requirements.txt"], cwd=clone, check=True)
         version = subprocess.check_output([python, "--version"], text=True).split()[1]
+        listed = json.loads(subprocess.check_output([python, "-m", "pip", "list", "--format=json"], text=True))
+        installed = {package["name"]: package["version"] for package in listed}
         left_out = NEED_PAGES + (NEED_PINS if options.newest else ())
         tests, closing = pytest(python, clone, "tests", *(f"--ignore=tests/{name}.py" for name in left_out))
         print(f"unit tests: {closing}", flush=True)
@@ -57,6 +60,7 @@ def main() -> int:
     entry = {
         "Python": version,
         "versions": "the newest allowed" if options.newest else "the tested ones",
+        "among them": ", ".join(f"{name} {installed[name]}" for name in TELLING),
         "unit tests": closing,
         "chapters run as notebooks": f"{ran}: {', '.join(options.chapters)}" if options.chapters else ran,
     }

@@ -1,3 +1,4 @@
+import html
 import math
 
 import pytest
@@ -14,11 +15,11 @@ CLAIM = dict(
 @pytest.fixture
 def claims(tmp_path, monkeypatch):
     """Put other claims on record."""
-    path = tmp_path / "claims.yml"
+    path, load = tmp_path / "claims.yml", ledger.load_claims
 
     def write(**entries):
         path.write_text(yaml.safe_dump(entries))
-        monkeypatch.setattr(ledger.load_claims, "__defaults__", (path,))
+        monkeypatch.setattr(ledger, "load_claims", lambda: load(path))
 
     return write
 
@@ -56,6 +57,7 @@ def test_verdict_is_what_the_rule_says_or_raises(claims, interval, verdict):
     data, metadata = box._repr_mimebundle_()
     assert verdict in data["text/html"]
     assert metadata == {"kbe": box.record}
+    assert box.kind == {"holds": "tip", "holds in part": "warning", "does not hold": "danger"}[verdict]
     for other in {"holds", "holds in part", "does not hold", "open"} - {verdict}:
         claims(X=CLAIM | {"verdict": other})
         with pytest.raises(AssertionError, match=f'X {verdict} .* but the verdict on record is "{other}"'):
@@ -64,7 +66,27 @@ def test_verdict_is_what_the_rule_says_or_raises(claims, interval, verdict):
 
 def test_what_cannot_be_decided_is_shown_unjudged(claims):
     claims(X=CLAIM | {"verdict": "cannot be decided from the paper"})
-    assert ledger.verdict("X", 0.7, (0.6, 0.8), "-").record["verdict"] == "cannot be decided from the paper"
+    box = ledger.verdict("X", 0.7, (0.4999, 0.9), "-")
+    assert box.record["verdict"] == "cannot be decided from the paper"
+    assert box.record["chance of another"] == 0.0  # nothing is judged
+    assert box.kind == "warning"
+
+
+def test_the_box_of_a_verdict_in_full(claims):
+    claims(X=CLAIM | {"claim": "It holds & lasts."})
+    box = ledger.verdict("X", 0.71234, (0.6, 0.8), "10 runs")
+    chance = ledger.chance_of_another_verdict(CLAIM, 0.71234, 0.6, 0.8)
+    result = "0.712 (0.6 to 0.8), 10 runs"
+    assert box.record == {"claim": "X", "verdict": "holds", "result": result, "chance of another": chance}
+    assert chance > 0
+    lines = ["It holds & lasts.", f"share: {result}.", "Holds if low > 0.5; fails if high < 0.2."]
+    text = "  \n".join(["**X · holds**", *lines])
+    assert repr(box) == text
+    data, _ = box._repr_mimebundle_()
+    body = '<p class="admonition-title">X · holds</p>' + "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    page = f'<div class="admonition tip" id="claim-X">{body}</div>'
+    assert data == {"text/html": page, "text/markdown": text, "text/plain": text}
+    assert ledger.verdict("X", 0.71234, (0.6, 0.8), "-", digits=4).record["result"] == "0.7123 (0.6 to 0.8), -"
 
 
 @pytest.mark.parametrize(("value", "interval"), [(math.nan, (0, 1)), (2, (0, 1)), (0, (0, math.inf))])
@@ -92,6 +114,13 @@ def test_a_wrong_ledger(claims, claim, message):
         ledger.load_claims()
 
 
+def test_the_marks_of_equations_in_full():
+    one, two = ledger.equation(3, "limit", "holds"), ledger.equation([1, 24], "limit", "holds")
+    assert repr(one) == "**Paper's equation 3: checked**  \nlimit: holds"
+    assert repr(two) == "**Paper's equations 1, 24: checked**  \nlimit: holds"
+    assert (one.name, two.name, one.kind) == ("checked-3", "checked-1-24", "note")
+
+
 def test_equation_marks():
     assert ledger.equation(3, "a", "b").record == {"equations": [3], "kind": "a", "outcome": "b"}
     assert ledger.equation([1, 24], "a", "<b>").record["equations"] == [1, 24]
@@ -108,6 +137,10 @@ def test_chance_of_another_verdict():
     # one standard error (0.0255) inside the limit: a difference of -1 / sqrt(2) standard deviations, 24 %
     near = ledger.chance_of_another_verdict(CLAIM, 0.5755, 0.5255, 0.6255)
     assert near == pytest.approx(0.24, abs=0.01)
+    # a shift of one standard deviation is 1 for this interval: 45 % of them reach beyond 0.1255, 180 of 400
+    half = 1.96 / math.sqrt(2)
+    upwards = ledger.chance_of_another_verdict({"holds": "value < 0.1255", "fails": "value > 9"}, 0, -half, half)
+    assert upwards == 180 / 400
 
 
 @pytest.mark.parametrize("content", [b"X: [", b"\xff\xfe", b"- a\n- b", b"", b"X: !!python/object:os.system x"])

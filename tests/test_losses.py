@@ -1,7 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
 
 import kbe_lib as kbe
+from kbe_fast import PARAMETERS
 
 Y, MU = torch.tensor([0.0, 1.0, 1.0, 0.3]), torch.tensor([0.2, 0.7, 1.4, -2.0])
 SIGMA = torch.tensor([0.5, 0.01, 2.0, 0.3])
@@ -101,3 +104,20 @@ def test_faithful_gives_mu_the_squared_error_and_sigma_the_likelihood():
 @pytest.mark.parametrize("name", ["laplace", "student_t", "beta", "clamped", "gamma_prior"])
 def test_losses_are_even_in_sigma(name):
     torch.testing.assert_close(kbe.LOSSES[name](Y, MU, -SIGMA), kbe.LOSSES[name](Y, MU, SIGMA), rtol=0, atol=0)
+
+
+def test_a_better_log_is_taken_by_every_likelihood():
+    """log|sigma| enters as a term of its own: one more of it adds its coefficient, whatever sigma is."""
+    coefficients = {"laplace": 1, "student_t": 1, "beta": SIGMA, "faithful": 1, "gamma_prior": 1 + 2 * (1.5 - 1)}
+    for name, coefficient in coefficients.items():
+        loss = partial(kbe.gamma_prior_nll, shape=1.5) if name == "gamma_prior" else kbe.LOSSES[name]
+        more = loss(Y, MU, SIGMA, SIGMA.log() + 1) - loss(Y, MU, SIGMA)
+        torch.testing.assert_close(more, coefficient * torch.ones_like(Y), rtol=1e-9, atol=1e-11)  # of up to 3e3
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_that_are_not_given_are_the_same_for_both_engines(name):
+    loss = kbe.LOSSES[name]
+    # a sigma below the root of eps, so that the clamp shows
+    given = loss(Y, MU, 1e-3 * SIGMA, **PARAMETERS[name])
+    torch.testing.assert_close(loss(Y, MU, 1e-3 * SIGMA), given, rtol=0, atol=0)

@@ -1,5 +1,6 @@
 """Intervals: exact small cases, and how often they cover the truth."""
 
+import itertools
 import math
 
 import numpy as np
@@ -100,6 +101,40 @@ def test_survival_counts_the_censored_as_at_risk():
     assert stats.survival(torch.tensor([torch.inf, torch.inf]), end=50).share.tolist() == [1.0]
 
 
+def test_an_exponent_is_the_estimate_of_a_least_squares_slope():
+    x = (1, 2, 5)
+    samples = [k * torch.exp(normal(20 + k, seed=k)) for k in x]  # networks of their own, and not as many
+
+    def slope(*values):
+        return np.polyfit(np.log(x), [float(v.median().log()) for v in values], 1)[0]
+
+    assert stats.exponent(x, *samples) == pytest.approx(stats.estimate(slope, *samples), rel=1e-9)
+
+
+def test_the_ends_of_an_interval_are_draws():
+    draws = itertools.count()  # the draws "find" 0 to 99, and the samples themselves 100
+    found = stats.estimate(lambda v: next(draws), torch.ones(2), resamples=100)
+    assert found == (100, 2, 97)  # the nearest to 2.5 % and 97.5 % of the way from 0 to 99
+
+
+def test_whole_numbers_are_samples_too():
+    assert stats.estimate(lambda v: v.median(1).values, torch.arange(5), vectorized=True)[0] == 2
+
+
+def test_the_band_of_a_survival():
+    """Greenwood's variance of log S, carried over to log(-log S), written out for shares of 3/4 and 1/2."""
+    found = stats.survival(torch.tensor([10.0, 20, torch.inf, torch.inf]), end=50, confidence=0.8)
+    z, share, variance = 1.2815515655446004, np.array([3 / 4, 1 / 2]), np.array([1 / 12, 1 / 12 + 1 / 6])
+    power = np.exp(z * np.sqrt(variance) / -np.log(share))
+    assert found.low[:2] == pytest.approx(share**power, rel=1e-12)
+    assert found.high[:2] == pytest.approx(share ** (1 / power), rel=1e-12)
+
+
+def test_survival_up_to_its_end():
+    assert stats.survival(torch.tensor([5.0, torch.inf]), end=5).share.tolist() == [0.5]
+    assert stats.survival(torch.tensor([torch.inf, torch.inf]), end=0.5).share.tolist() == [1.0]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -109,10 +144,12 @@ def test_survival_counts_the_censored_as_at_risk():
         (lambda: stats.estimate(torch.median, torch.ones(1)), r"at least 2 networks each, got \[1\]"),
         (lambda: stats.estimate(max, torch.ones(2), torch.ones(3), paired=True), "paired samples must have the same"),
         (lambda: stats.estimate(lambda v: math.nan, torch.ones(3)), "it is NaN in 999 of 999"),
+        (lambda: stats.estimate(lambda v: [math.nan, math.nan], torch.ones(3)), "it is NaN in 999 of 999"),
         (lambda: stats.exponent((1, 2), torch.ones(3)), "x must have one number per sample, got 2 for 1 samples"),
         (lambda: stats.exponent((0, 2), torch.ones(3), torch.ones(3)), "x must be positive, got 0"),
-        (lambda: stats.exponent((1, 2), torch.ones(3), torch.full((3,), torch.inf)), "medians must be positive and"),
+        (lambda: stats.exponent((1, 2), torch.ones(3), torch.full((3,), torch.inf)), "they are not in 999 draws"),
         (lambda: stats.survival(torch.ones(0), 5), "failed_at must not be empty"),
+        (lambda: stats.survival(torch.zeros(1), 5), "failed_at must hold positive epochs, got NaN or one that is not"),
         (lambda: stats.survival(torch.tensor([9.0]), 5), "failed_at must not exceed end = 5, got 9"),
     ],
 )

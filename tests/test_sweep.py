@@ -1,16 +1,22 @@
 """Sweeps: same result in any order and any process, nothing lost when they are killed."""
 
+import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
+from scipy.io import netcdf_file
 
+import kbe_lib as kbe
 import kbe_sweep
 
 CELLS = [
@@ -37,10 +43,28 @@ def test_result_is_that_of_a_training(undisturbed):
     assert result.failed_at.shape == result.frozen_at.shape == (8,)
 
 
-def test_order_and_executor_do_not_matter(undisturbed):
+def test_every_field_of_a_cell_reaches_its_training(monkeypatch):
+    """A cell with nothing at its default, against the same training written out; engine "torch", nothing to compile."""
+    monkeypatch.setattr(kbe, "train", partial(kbe.train, engine="torch"))
+    cell = kbe_sweep.Cell(6, 3, 20, (0, 7, 20), 2, 4, 1, False, 0.05, "laplace", ("raw", "softplus"), "sum", "float32")
+    random = torch.Generator().manual_seed(3)
+    params = kbe.init_networks(2, n_bits=4, n_channels=1, generator=random, dtype=torch.float32)
+    data = kbe.random_bit_encoding(2, 6, 4, replacement=False, generator=random, dtype=torch.float32)
+    settings = dict(lr=0.05, loss="laplace", readout=("raw", "softplus"), reduction="sum")
+    run = kbe.train(params, data, epochs=20, record=(0, 7, 20), **settings)
+    expected = (run.epochs, *kbe.variances(run, data.y), run.failed_at, run.frozen_at)
+    for name, found, value in zip(kbe_sweep.CellResult._fields, kbe_sweep.run_cell(cell), expected, strict=True):
+        assert found.dtype == np.float64, name
+        np.testing.assert_array_equal(found, value.double().numpy(), err_msg=name)
+
+
+def test_order_and_threads_do_not_matter(undisturbed):
     assert same(dict(kbe_sweep.sweep(CELLS[::-1], progress=False)), undisturbed)
     with ThreadPoolExecutor(2) as executor:
         assert same(dict(kbe_sweep.sweep(CELLS, executor=executor, progress=False)), undisturbed)
+
+
+def test_processes_do_not_matter(undisturbed):
     with ProcessPoolExecutor(2) as executor:
         assert same(dict(kbe_sweep.sweep(CELLS, executor=executor, progress=False)), undisturbed)
 
@@ -49,6 +73,55 @@ def test_stored_cells_are_read_and_not_run_again(tmp_path, undisturbed, monkeypa
     dict(kbe_sweep.sweep(CELLS, tmp_path, progress=False))
     monkeypatch.setattr(kbe_sweep, "run_cell", lambda cell: pytest.fail(f"{cell} ran again"))
     assert same(dict(kbe_sweep.sweep(CELLS, tmp_path, progress=False)), undisturbed)
+
+
+def test_a_bar_counts_the_cells(tmp_path, capsys):
+    few = CELLS[:3]
+    dict(kbe_sweep.sweep(few[:2], tmp_path, progress=False))
+    assert capsys.readouterr().err == ""
+    dict(kbe_sweep.sweep(few, tmp_path))  # two are read, one runs
+    bar = capsys.readouterr().err
+    assert "3/3" in bar
+    assert re.search(r"\d(cell/s|s/cell)\]", bar)
+
+
+def test_a_file_is_netcdf_that_anybody_reads(tmp_path, undisturbed):
+    cell = CELLS[1]
+    path = kbe_sweep.store_cell(tmp_path, cell, undisturbed[cell])
+    assert path == tmp_path / f"{cell.name()}.nc"
+    with netcdf_file(path, mmap=False) as file:
+        assert file.dimensions == {"T": 3, "M": 8}
+        assert json.loads(file.cell) == cell.__dict__ | {"checkpoints": [0, 5, 2000]}
+        shapes = {name: (v.dimensions, v.typecode()) for name, v in file.variables.items()}
+        along = {"epochs": ("T",), "v": ("M", "T"), "v_star": ("M", "T"), "failed_at": ("M",), "frozen_at": ("M",)}
+        assert shapes == {name: (dimensions, "d") for name, dimensions in along.items()}
+
+
+def test_names_of_stored_cells_never_change():
+    """Another name would orphan what is stored already."""
+    assert kbe_sweep.Cell(5, 3, epochs=20, checkpoints=(0, 7, 20)).name() == "N5-seed3-08d46399f54678ce"
+
+
+def test_numbers_of_another_type_are_stored(tmp_path, undisturbed):
+    cell = CELLS[0]
+    other = kbe_sweep.CellResult(*(values.astype(">f8") for values in undisturbed[cell]))
+    kbe_sweep.store_cell(tmp_path, cell, other)
+    assert same({cell: kbe_sweep.load_cell(tmp_path, cell)}, {cell: undisturbed[cell]})
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_cannot_be_put_in_place_leaves_nothing_behind(tmp_path, undisturbed, monkeypatch, gone):
+    def replace(source, target):
+        assert source.startswith(str(tmp_path / ".unfinished-"))
+        assert target.parent == tmp_path
+        if gone:
+            os.remove(source)
+        raise PermissionError("as if it were forbidden")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(PermissionError, match="as if it were forbidden"):
+        kbe_sweep.store_cell(tmp_path, CELLS[0], undisturbed[CELLS[0]])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_setting_is_another_cell(tmp_path):
