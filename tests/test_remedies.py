@@ -266,6 +266,12 @@ def test_scramble_is_splitmix64():
     assert scramble(np.array([1234567], np.uint64), np.arange(3, dtype=np.uint64)).tolist() == expected
 
 
+def test_the_largest_seed_is_one_like_others():
+    seed = 2**63 - 1
+    kbe.Remedy(dropout=0.5, seed=seed).check(20, with_sigma=True)
+    assert not torch.equal(uniform(seed, torch.arange(2), 0, 9), uniform(seed - 1, torch.arange(2), 0, 9))
+
+
 def test_noise_does_not_depend_on_chunks_or_threads():
     params, data = problem(19, 20)
     settings = dict(epochs=10, remedy=kbe.Remedy(dropout=0.4, label_noise=0.1, seed=2))
