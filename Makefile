@@ -50,7 +50,7 @@ test: .venv/installed  ## unit tests, then every chapter as a notebook
 test-browser: .venv/installed  ## the built pages in chromium: network cut, formulas, sliders, accessibility, laboratory
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(BROWSER_TESTS)
 
-mutants: .venv/installed  ## mistakes planted in the helper: do tests and chapters notice?  An hour on two cores
+mutants: .venv/installed  ## mistakes planted in the modules: do tests and chapters notice?  An hour on two cores
 	$(BIN)/python -m pip install --quiet mutmut==3.8.1
 	HYPOTHESIS_PROFILE=quick $(BIN)/mutmut run
 	$(BIN)/python tests/mutants.py

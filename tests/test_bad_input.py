@@ -12,12 +12,14 @@ import math
 import re
 import signal
 import traceback
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import kbe_check
 import kbe_kernels
 import kbe_ledger
 import kbe_lib as kbe
@@ -88,6 +90,7 @@ DISTANCE = kbe.hamming(BITS)
 KERNEL = kbe.exponential_kernel(DISTANCE)
 LABELS = torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=F64)
 LINE = torch.tensor([0.0, 0.5, 0.7, 2.0], dtype=F64)
+NOWHERE = torch.ones((), dtype=int, device="meta")
 TIMES = torch.tensor([0.1, 0.2], dtype=F64)
 HALF = torch.full((4,), 0.5, dtype=F64)
 CLAIM = {"holds": "low > 0.5", "fails": "high < 0.2"}
@@ -566,6 +569,52 @@ def test_losses_pass_on_what_is_not_finite(loss):
     y, mu, sigma = torch.tensor([[0.0, math.nan, 0.0], [0.5, 0.5, math.inf], [0.5, 0.5, 0.5]], dtype=F64)
     values = loss(y, mu, sigma)
     assert values.isfinite().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("complain", "message"),
+    [
+        (lambda: kbe_check.require(False, "no"), "no"),
+        (lambda: kbe_check.instances(int, a=1, b="2"), "b must be of type int, got '2'"),
+        (lambda: kbe_check.instances(float | int, a="2"), "a must be of type float | int, got '2'"),
+        (lambda: kbe_check.integers(a=1, b=2.0), "b must be an integer, got 2.0"),
+        (lambda: kbe_check.integers(a=True), "a must be an integer, got True"),
+        (lambda: kbe_check.integers(a=NOWHERE), f"a must be an integer, got {NOWHERE!r}"),
+        (lambda: kbe_check.integers(a=0), "a must be at least 1, got 0"),
+        (lambda: kbe_check.integers(2, 3, a=4), "a must be between 2 and 3, got 4"),
+        (lambda: kbe_check.numbers(a=1, b="2"), "b must be a number, got '2'"),
+        (lambda: kbe_check.numbers(a=False), "a must be a number, got False"),
+        (lambda: kbe_check.numbers(a=torch.ones(1)), "a must be a number, got tensor([1.])"),
+        (lambda: kbe_check.numbers(a=torch.tensor(1j)), "a must be a number, got tensor(0.+1.j)"),
+        (lambda: kbe_check.numbers(a=NOWHERE), f"a must be a number, got {NOWHERE!r}"),
+        (lambda: kbe_check.numbers(a=torch.tensor(-math.inf)), "a must be finite, got -inf"),
+        (lambda: kbe_check.floats(a=torch.float32, b=torch.half), "b must be float32 or float64, got torch.float16"),
+        (lambda: kbe_check.floats(a="float32"), "a must be of type dtype, got 'float32'"),
+        (lambda: kbe_check.positive(a=1, b=0), "b must be positive, got 0"),
+        (lambda: kbe_check.positive(a=math.nan), "a must be finite, got nan"),
+        (lambda: kbe_check.tensors(a=BITS, b=[1.0]), "b must be a torch.Tensor, got list"),
+        (lambda: kbe_check.tensors(a=BITS.long()), "a must be float32 or float64, got torch.int64"),
+        (lambda: kbe_check.tensors(a=BITS.to("meta")), "a must hold values, it is on the device 'meta'"),
+        (lambda: kbe_check.tensors(a=BITS[:, :0]), "a must not be empty, got shape (4, 0)"),
+        (lambda: kbe_check.tensors(a=BITS / BITS), "a must be finite, got 4 NaN or inf"),
+        (lambda: kbe_check.leading(a=(2, 1), b=(3, 1)), "leading dimensions must go together, got a (2, 1), b (3, 1)"),
+    ],
+)
+def test_the_words_of_a_complaint(complain, message):
+    with pytest.raises((TypeError, ValueError)) as complaint:
+        complain()
+    assert str(complaint.value) == message
+
+
+def test_what_the_checks_let_pass():
+    kbe_check.instances(float | int, a=1, b=1.0)
+    kbe_check.integers(2, 4, a=2, b=np.int64(3), c=torch.tensor(4))
+    kbe_check.numbers(a=0, b=-1.5, c=np.float32(1), d=torch.tensor(2), e=Fraction(1, 3))
+    kbe_check.positive(a=1e-300)
+    kbe_check.tensors(a=BITS, b=BITS.float(), c=torch.zeros(1))
+    kbe_check.tensors(finite=False, a=BITS / BITS)
+    kbe_check.tensors(floating=False, a=BITS.long())
+    assert kbe_check.leading(a=(2, 1), b=(3,)) == (2, 3)
 
 
 def test_documented_results():

@@ -124,7 +124,8 @@ def test_cube_level_at_fifty_digits():
 def test_walsh_against_dense(n_bits, generator):
     v = torch.randn(2, 2**n_bits, dtype=torch.float64, generator=generator)
     matrix = torch.from_numpy(hadamard(2**n_bits)).double()
-    torch.testing.assert_close(kernels.walsh_transform(v), v @ matrix, rtol=0, atol=1e-12)
+    for some in (v, v[0], v[None]):
+        torch.testing.assert_close(kernels.walsh_transform(some), some @ matrix, rtol=0, atol=1e-12)
     torch.testing.assert_close(kernels.walsh_transform(kernels.walsh_transform(v)), 2**n_bits * v, rtol=0, atol=1e-11)
     of_distance = 0.6 ** torch.arange(n_bits + 1, dtype=torch.float64)
     kernel = of_distance[kbe.hamming(kbe.all_inputs(n_bits)).long()]
@@ -215,6 +216,15 @@ def test_a_million_points_and_strings():
     torch.testing.assert_close(kernels.cube_product(levels, ones), 1.5**20 * ones, rtol=1e-12, atol=0)
 
 
+def test_one_point_and_one_string():
+    """A single point is joined to itself alone, and on no bits there is one string."""
+    x, v = torch.zeros(1), torch.full((1,), 3.0)
+    assert kernels.line_product(x, v).tolist() == [3.0]
+    assert kernels.line_solve(x, v, 1.0).tolist() == [1.5]
+    assert kernels.line_flow(x, v, 2.0).item() == pytest.approx(3 * math.exp(-2), abs=1e-12)
+    assert kernels.walsh_transform(v).tolist() == [3.0]
+
+
 def test_rejects():
     x, v = torch.tensor([0.0, 1.0, 2.0]), torch.zeros(3)
     with pytest.raises(ValueError, match="x must be sorted"):
@@ -231,7 +241,7 @@ def test_rejects():
         kernels.line_flow(x, v, -1.0)
     with pytest.raises(ValueError, match="shift must not be negative, got -1"):
         kernels.line_solve(x, v, -1.0)
-    with pytest.raises(ValueError, match="x must not hold equal points at shift 0"):
+    with pytest.raises(ValueError, match="^x must not hold equal points at shift 0, K is singular there$"):
         kernels.line_solve(torch.zeros(3), v)
     with pytest.raises(ValueError, match="v must have 2\\^b values in its last dimension, got 3"):
         kernels.walsh_transform(v)

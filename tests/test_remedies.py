@@ -266,6 +266,19 @@ def test_scramble_is_splitmix64():
     assert scramble(np.array([1234567], np.uint64), np.arange(3, dtype=np.uint64)).tolist() == expected
 
 
+def test_the_largest_seed_is_one_like_others():
+    seed = 2**63 - 1
+    kbe.Remedy(dropout=0.5, seed=seed).check(20, with_sigma=True)
+    assert not torch.equal(uniform(seed, torch.arange(2), 0, 9), uniform(seed - 1, torch.arange(2), 0, 9))
+
+
+def test_one_point_is_enough_on_either_side():
+    for held_out, number in ((0.2, 1), (0.8, 4)):
+        remedy = kbe.Remedy(held_out=held_out)
+        remedy.check(5, with_sigma=True)
+        assert remedy.n_held_out(5) == number
+
+
 def test_noise_does_not_depend_on_chunks_or_threads():
     params, data = problem(19, 20)
     settings = dict(epochs=10, remedy=kbe.Remedy(dropout=0.4, label_noise=0.1, seed=2))
@@ -352,5 +365,5 @@ def test_third_head_and_held_out_say_what_they_need():
     with pytest.raises(ValueError, match="engine 'fast' needs one head or two, got a third one"):
         kbe.train(params, data, epochs=1, loss="student_t", engine="fast")
     params, data = problem(2, 5, heads=("mu",))
-    with pytest.raises(ValueError, match="held_out needs networks with a sigma head"):
+    with pytest.raises(ValueError, match="^held_out needs networks with a sigma head$"):
         kbe.train(params, data, epochs=1, loss="squared", remedy=kbe.Remedy(held_out=0.4))
