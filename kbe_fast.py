@@ -143,15 +143,21 @@ def store(typing_context, array, row, vector):
 
 
 @intrinsic
-def horner(typing_context, x, coefficients):
-    """A polynomial of a vector, the highest coefficient first."""
+def polynomial(typing_context, x, coefficients):
+    """A polynomial of a vector, the lowest coefficient first.
+
+    By Estrin's scheme: neighbours are added in pairs, the pairs in pairs, so that few sums wait for others.
+    """
 
     def generate(context, builder, signature, values):
         numbers = cgutils.unpack_tuple(builder, values[1])
-        total, *rest = (_spread(context, builder, number, coefficients.dtype, x) for number in numbers)
-        for number in rest:
-            total = _add(builder, _multiply(builder, total, values[0]), number)
-        return total
+        terms, power = [_spread(context, builder, number, coefficients.dtype, x) for number in numbers], values[0]
+        while len(terms) > 1:
+            pairs = zip(terms[::2], terms[1::2], strict=False)
+            alone = terms[len(terms) // 2 * 2 :]
+            terms = [_add(builder, a, _multiply(builder, b, power)) for a, b in pairs] + alone
+            power = _multiply(builder, power, power)
+        return terms[0]
 
     return x(x, coefficients), generate
 
@@ -209,7 +215,7 @@ def _exponential_of_lanes(z):
     ln2 = 0.693359375 if single else 0.6931471803691238
     rest = -2.12194440054690583e-4 if single else 1.9082149292705877e-10
     # (exp(r) - 1) / r by Taylor; at |r| < ln(2) / 2 the next term is below half a unit of the last place
-    series = tuple(1 / math.factorial(n + 1) for n in range(terms - 1, -1, -1))
+    series = tuple(1 / math.factorial(n + 1) for n in range(terms))
 
     def exponential_of_lanes(z):
         z = where(z < lowest, lowest, z)
@@ -217,34 +223,37 @@ def _exponential_of_lanes(z):
         shifted = z * (1 / math.log(2)) + shift
         k = shifted - shift
         r = (z - k * ln2) - k * rest
-        q = horner(r, series) * r
+        q = polynomial(r, series) * r
         scale = power_of_two(shifted)
         return scale * (q + 1.0), scale * q + (scale - 1.0)
 
     return exponential_of_lanes
 
 
-ARTANH = tuple(1 / n for n in range(37, 0, -2))
+# Only the kernel calls what follows; without a way in from Python it compiles in three quarters of the time.
+kernel_part = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+ARTANH = tuple(1 / n for n in range(1, 38, 2))
 
 
-@njit
+@kernel_part
 def log_of_1_plus(u):
     """log(1 + u) for 0 <= u <= 1 as 2 artanh(u / (2 + u)), whose series converges like 9^-n."""
     s = u / (u + 2.0)
-    return 2.0 * s * horner(s * s, ARTANH)
+    return 2.0 * s * polynomial(s * s, ARTANH)
 
 
-@njit
+@kernel_part
 def absolute(z):
     return where(z < 0.0, 0.0 - z, z)
 
 
-@njit
+@kernel_part
 def larger(a, b):
     return where(a < b, b, a)
 
 
-@njit
+@kernel_part
 def elu(z):
     """ELU and its derivative.
 
@@ -273,20 +282,20 @@ PARAMETERS = {
 }
 
 
-scramble = njit(kbe_remedies.scramble)
+scramble = kernel_part(kbe_remedies.scramble)
 
 
-@njit
+@kernel_part
 def uniform(key, place):
     """A random number in [0, 1), the one of `kbe_remedies.uniform`."""
     return float(scramble(key, np.uint64(place)) >> np.uint64(11)) * 2.0**-53
 
 
-@njit
+@kernel_part
 def read(z, readout):
     """A readout R(z), its derivative R', and that of its logarithm, R'/R."""
     if readout == SIGMOID:
-        e, _ = exponential(0.0 - absolute(z))
+        e, _ = exponential(where(z < 0.0, z, 0.0 - z))
         large = 1.0 / (e + 1.0)
         small = e * large
         value, complement = where(z < 0.0, small, large), where(z < 0.0, large, small)
@@ -299,7 +308,7 @@ def read(z, readout):
         e, _ = exponential(z)
         return e, e, constant(1.0, z)
     if readout == SOFTPLUS:
-        e, _ = exponential(0.0 - absolute(z))
+        e, _ = exponential(where(z < 0.0, z, 0.0 - z))
         value = where(z < 0.0, 0.0, z) + log_of_1_plus(e)
         slope = where(z < 0.0, e, 1.0) / (e + 1.0)
         value, slope = where(20.0 < z, z, value), where(20.0 < z, 1.0, slope)  # as torch does
@@ -310,7 +319,7 @@ def read(z, readout):
     return value, slope, slope / value
 
 
-@njit
+@kernel_part
 def read_sigma(z, readout, floor):
     """As `read`, with a floor: sigma^2 = R^2 + floor^2."""
     value, slope, log_slope = read(z, readout)
@@ -322,7 +331,7 @@ def read_sigma(z, readout, floor):
     return value, slope, log_slope
 
 
-@njit
+@kernel_part
 def slopes(error, sigma, inverse, d_sigma, d_log_sigma, loss, first, second):
     """Derivatives of the loss of one point by mu and by the logit of sigma, at error = mu - y and inverse = 1 / sigma.
 
@@ -458,7 +467,7 @@ class Memory(NamedTuple):
     poison: np.ndarray  # (1, lanes)           0 while everything is finite, else NaN
 
 
-@njit
+@kernel_part
 def forward(net, plan, memory, channels):
     """Units layer by layer."""
     h, slope, tap = memory.h, memory.slope, memory.tap
@@ -484,7 +493,7 @@ def forward(net, plan, memory, channels):
                 store(slope, u * C + c, derivative)
 
 
-@njit
+@kernel_part
 def sum_up(net, plan, memory, channels, heads):
     """The partial sums of the heads."""
     h, node = memory.h, memory.node
@@ -501,7 +510,7 @@ def sum_up(net, plan, memory, channels, heads):
                 store(node, q * H + head, total)
 
 
-@njit
+@kernel_part
 def read_out(plan, memory, count, epoch, readouts, rule, judged):
     """Outputs of all strings, how far they moved, and the derivative of the summed loss by the logits.
 
@@ -550,7 +559,7 @@ def read_out(plan, memory, count, epoch, readouts, rule, judged):
         store(memory.poison, 0, poison)
 
 
-@njit
+@kernel_part
 def drop(plan, memory, channels, key, rule):
     """Multiply the outputs of the last layer, and their derivatives, by 0 or 1 / (1 - dropout)."""
     C = len(channels)
@@ -565,7 +574,7 @@ def drop(plan, memory, channels, key, rule):
                     memory.slope[plan.last[s, p] * C + c, lane] *= kept
 
 
-@njit
+@kernel_part
 def count_labels(count, string, label, share, key, rule):
     """How often each string has either label; each label turned over with the probability of label noise."""
     S = len(count) // 4
@@ -579,7 +588,7 @@ def count_labels(count, string, label, share, key, rule):
             count[(2 + y) * S + string[lane, i], lane] += share[1, i]
 
 
-@njit
+@kernel_part
 def backward(net, gradient, plan, memory, channels, heads, detached):
     """The derivatives of the summed loss by all parameters, from those by the logits."""
     h, slope, d_h, d_tap, d_node = memory.h, memory.slope, memory.d_h, memory.d_tap, memory.d_node
@@ -587,7 +596,6 @@ def backward(net, gradient, plan, memory, channels, heads, detached):
     n_layers = len(plan.first) - 2
     zero = constant(0.0, load(memory.moved, 0))
     d_h[plan.first[n_layers] * C :] = 0
-    gradient.head[:] = 0
     for j in range(len(plan.position) - 1, -1, -1):
         p = plan.position[j]
         for q in range(plan.start[j], plan.start[j + 1]):
@@ -599,11 +607,14 @@ def backward(net, gradient, plan, memory, channels, heads, detached):
                 for head in range(1 if detached else H):
                     total = total + load(d_node, q * H + head) * load(net.head, (p * H + head) * C + c)
                 store(d_h, plan.unit[q] * C + c, total)
-            for head in range(H):
-                d_z = load(d_node, q * H + head)
-                for c in range(C):
-                    row = (p * H + head) * C + c
-                    store(gradient.head, row, load(gradient.head, row) + d_z * load(h, plan.unit[q] * C + c))
+        for c in range(C):
+            first, last = zero, zero  # sums for the first head and the last: both in one go, so that neither waits
+            for q in range(plan.start[j], plan.start[j + 1]):
+                value = load(h, plan.unit[q] * C + c)
+                first = first + load(d_node, q * H) * value
+                last = last + load(d_node, q * H + H - 1) * value
+            store(gradient.head, p * H * C + c, first)
+            store(gradient.head, (p * H + H - 1) * C + c, last)
     for head in range(H):
         store(gradient.head_bias, head, load(d_node, head))
     for layer in range(n_layers - 1, -1, -1):
@@ -642,7 +653,7 @@ def backward(net, gradient, plan, memory, channels, heads, detached):
                     store(d_h, v * C + i, total)
 
 
-@njit
+@kernel_part
 def step(net, gradient, previous, moments, sigma_head, rate, epoch, rule, n_points):
     """theta - rate * gradient of the loss, the theta before kept; a lane with rate 0 is frozen."""
     size = load(rate, 0)
@@ -676,7 +687,7 @@ def step(net, gradient, previous, moments, sigma_head, rate, epoch, rule, n_poin
     return poison
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
 def train_lanes(net, gradient, previous, moments, plan, memory, count, label, share, sigma_head, rate, networks, epochs,
                 channels, readouts, rule, checkpoints, string, mu, sigma, failed_at, frozen_at, kick):  # fmt: skip
     """Train one network per lane through all epochs, writing what `kbe_lib.Run` holds into the last arguments."""
@@ -707,7 +718,7 @@ def train_lanes(net, gradient, previous, moments, plan, memory, count, label, sh
             poison = step(net, gradient, previous, moments, sigma_head, rate, epoch, rule, string.shape[1])
 
 
-@njit
+@kernel_part
 def judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at, kick):
     """Note who failed in this epoch, and take those that are not finite back to the epoch before."""
     size = len(memory.output) // 2
@@ -720,11 +731,13 @@ def judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at, kick):
         if not finite:
             frozen_at[lane] = min(frozen_at[lane], epoch)
             rate[0, lane] = 0
-            net.flat[:, lane] = previous[:, lane]
-            memory.output[now : now + size, lane] = memory.output[before : before + size, lane]
+            for j in range(len(previous)):  # loops, because slices take a second longer to compile
+                net.flat[j, lane] = previous[j, lane]
+            for j in range(size):
+                memory.output[now + j, lane] = memory.output[before + j, lane]
 
 
-@njit
+@kernel_part
 def record(output, first, n_heads, string, mu, sigma):
     """Outputs of the strings, (S H, lanes) after the first, to those of every network's own points, (lanes, N)."""
     for lane in range(string.shape[0]):
@@ -738,13 +751,11 @@ def record(output, first, n_heads, string, mu, sigma):
 # ------------------------------------------------------------------------------------------------------ the engine
 
 
-def objection(params: Params, data: Dataset, loss: object, readout: Readout) -> str | None:
+def objection(params: Params, data: Dataset, loss: object) -> str | None:
     """Why this engine cannot train this, or None if it can."""
     theta = params["conv1.weight"]
     if theta.device.type != "cpu":
         return f"needs params on the CPU, got device {theta.device}"
-    if theta.dtype not in (torch.float32, torch.float64):
-        return f"needs params in float32 or float64, got {theta.dtype}"
     if "nu.weight" in params:
         return "needs one head or two, got a third one"
     name, values = name_of_loss(loss)
@@ -811,34 +822,40 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
     trained = {name: torch.empty_like(value) for name, value in params.items()}
     width = REGISTER // dtype.itemsize
 
-    def train_block(start: int) -> None:
-        block = slice(start, start + width)
-        size = len(labels[block])  # the last block can leave lanes over; they train networks of zeros on no data
-        net, gradient = (empty_net(n_layers, n_channels, len(heads), data.x.shape[2], width, dtype) for _ in range(2))
-        views = by_name(net, heads, n_channels)
-        for name, view in views.items():
-            view[:size] = params[name][block].detach().numpy().reshape(view[:size].shape)
+    starts = iter(range(0, n_networks, width))  # one for all threads: each takes the next block when it is free
+
+    def train_blocks(_) -> None:
+        net, gradient, previous = (
+            empty_net(n_layers, n_channels, len(heads), data.x.shape[2], width, dtype) for _ in range(3)
+        )
         memory = empty_memory(plan, n_channels, len(heads), width, dtype)
-        memory.h[n_channels : plan.first[1] * n_channels : n_channels, :size] = bits[block].T
-        count = np.empty((4 * len(plan.ends), width), dtype)
-        rate = np.zeros((1, width), dtype)
-        rate[0, :size] = lr[block]
-        failed, frozen = np.full((2, width), np.inf, dtype)
-        kicks = np.zeros(width, dtype)
-        moments = np.zeros((2 * len(net.flat) if remedy.adam else 0, width), dtype)
-        train_lanes(
-            net, gradient, net.flat.copy(), moments, plan, memory, count, labels[block], share,
-            sigma_head, rate, np.arange(start, start + width, dtype=np.uint64), epochs, tuple(range(n_channels)),
-            readouts, rule, np.array(checkpoints, np.int64), string[block], mu[block], sigma[block], failed, frozen,
-            kicks,
-        )  # fmt: skip
-        failed_at[block], frozen_at[block], kick[block] = failed[:size], frozen[:size], kicks[:size]
-        for name, view in views.items():
-            trained[name][block] = torch.from_numpy(view[:size].reshape(trained[name][block].shape))
+        views = by_name(net, heads, n_channels)
+        moments = aligned_zeros(2 * len(net.flat) if remedy.adam else 0, width, dtype)
+        count = aligned_zeros(4 * len(plan.ends), width, dtype)
+        for start in starts:
+            block = slice(start, start + width)
+            size = len(labels[block])  # the last block can leave lanes over; they train networks on no data at rate 0
+            for name, view in views.items():
+                view[:size] = params[name][block].detach().numpy().reshape(view[:size].shape)
+            memory.h[n_channels : plan.first[1] * n_channels : n_channels, :size] = bits[block].T
+            moments[:] = 0
+            rate = np.zeros((1, width), dtype)
+            rate[0, :size] = lr[block]
+            failed, frozen = np.full((2, width), np.inf, dtype)
+            kicks = np.zeros(width, dtype)
+            train_lanes(
+                net, gradient, previous.flat, moments, plan, memory, count, labels[block], share,
+                sigma_head, rate, np.arange(start, start + width, dtype=np.uint64), epochs, tuple(range(n_channels)),
+                readouts, rule, np.array(checkpoints, np.int64), string[block], mu[block], sigma[block], failed, frozen,
+                kicks,
+            )  # fmt: skip
+            failed_at[block], frozen_at[block], kick[block] = failed[:size], frozen[:size], kicks[:size]
+            for name, view in views.items():
+                trained[name][block] = torch.from_numpy(view[:size].reshape(trained[name][block].shape))
 
     # These threads flush denormal numbers to zero, which are slow and mean nothing here, and end with the training.
     with ThreadPoolExecutor(workers, initializer=torch.set_flush_denormal, initargs=(True,)) as pool:
-        list(pool.map(train_block, range(0, n_networks, width)))
+        list(pool.map(train_blocks, range(workers)))
     recorded = (torch.from_numpy(output) for output in (mu, sigma))
     mu, sigma = (*recorded,) if len(heads) == 2 else (next(recorded), None)
     failures = torch.from_numpy(failed_at), torch.from_numpy(frozen_at)
@@ -915,16 +932,24 @@ def arrange(x: np.ndarray, n_layers: int, separate: bool = False) -> tuple[Plan,
     return direct, np.tile(np.arange(n_points), (n_networks, 1)), x.reshape(n_networks, -1)
 
 
+def aligned_zeros(size: int, width: int, dtype: np.dtype) -> np.ndarray:
+    """An array (size, width) of zeros whose rows are registers that lie in one cache line each.
+
+    torch begins its memory at multiples of 64 bytes, NumPy at multiples of 16, where every row would lie in two lines.
+    """
+    return torch.zeros(size, width, dtype=getattr(torch, dtype.name)).numpy()
+
+
 def empty_net(n_layers: int, n_channels: int, n_heads: int, n_bits: int, width: int, dtype: np.dtype) -> Net:
     sizes = [3 * n_layers * n_channels**2, n_layers * n_channels, n_bits * n_heads * n_channels, n_heads]
-    flat = np.zeros((sum(sizes), width), dtype)
+    flat = aligned_zeros(sum(sizes), width, dtype)
     return Net(flat, *np.split(flat, np.cumsum(sizes)[:-1]))
 
 
 def empty_memory(plan: Plan, n_channels: int, n_heads: int, width: int, dtype: np.dtype) -> Memory:
     unit, tap, node = len(plan.taps) * n_channels, plan.first[-2] * 3 * n_channels, len(plan.unit) * n_heads
     sizes = [unit, unit, unit, tap, tap, node, node, 2 * len(plan.ends) * n_heads, 1, 1]
-    return Memory(*(np.zeros((size, width), dtype) for size in sizes))
+    return Memory(*(aligned_zeros(size, width, dtype) for size in sizes))
 
 
 def by_name(net: Net, heads: list[str], n_channels: int) -> dict[str, np.ndarray]:

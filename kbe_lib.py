@@ -196,7 +196,7 @@ def _check_inputs(params: Params, **inputs: Tensor) -> None:
     weights = {"conv1.weight", "mu.weight"} | {name for name in params if str(name).endswith("weight")}
     needed = weights | {f"{name.removesuffix('weight')}bias" for name in weights}
     _require(needed <= params.keys(), f"params must hold {sorted(needed - params.keys())} as well")
-    tensors(finite=False, floating=False, **{f"params['{name}']": value for name, value in params.items()})
+    tensors(finite=False, **{f"params['{name}']": value for name, value in params.items()})
     tensors(floating=False, **inputs)
     first = params["conv1.weight"]
     for name, x in inputs.items():
@@ -370,7 +370,7 @@ def train(
     if engine != "torch":
         import kbe_fast  # here, because Numba is slow to import
 
-        objection = kbe_fast.objection(params, data, loss, readout)
+        objection = kbe_fast.objection(params, data, loss)
         _require(engine == "auto" or objection is None, f"engine 'fast' {objection}; engine 'torch' has no such limit")
         if objection is None:
 

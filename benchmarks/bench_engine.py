@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numba
@@ -176,6 +178,24 @@ def bench_two_cores(rounds: int) -> dict[str, float]:
     }  # fmt: skip
 
 
+def train_alone(name: str) -> None:
+    engine(256, 300, 100, FORMATS[name])()
+
+
+def bench_two_processes(rounds: int) -> dict[str, float]:
+    """What two processes that share nothing do in the time of one: what this machine's two cores can give at best."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+
+        def at_once(names: list[str]) -> Callable[[], object]:
+            return lambda: list(pool.map(train_alone, names))
+
+        return {
+            name: 2 * (seconds := in_turns({str(n): at_once([name] * n) for n in (1, 2)}, rounds,
+                                           time.perf_counter))["1"] / seconds["2"]
+            for name in FORMATS
+        }  # fmt: skip
+
+
 def bench_compilation() -> dict[str, dict[str, float]]:
     """CPU seconds of the first training of a process, Numba's import included, without and with a cache on disk."""
     result = {}
@@ -278,6 +298,7 @@ def main() -> None:
         "network-steps per second": bench_speed(rounds),
         "slowest / fastest, N = 40 ... 1024": bench_flatness(rounds),
         "two cores / one": bench_two_cores(rounds),
+        "two processes / one": bench_two_processes(rounds),
         "first training, CPU s:": bench_compilation(),
         "memory per network, KiB": bench_memory(),
         "empirical_ntk per network, ms": bench_ntk(rounds),

@@ -1,11 +1,12 @@
-"""The Binder route, tried: an environment from .binder/ alone, its Jupyter server, every notebook, a slider in Lab.
+"""The Binder route, tried: an environment from .binder/ alone, its Jupyter server, a slider in Lab, every notebook.
 
     pip install jupyter-kernel-client==1.0.2 playwright
     python tests/route_binder.py [--no-extra-index] [CHAPTER ...]
 
 The committed state is cloned into a clean folder; a fresh environment takes what `.binder/requirements.txt` names and
-runs `.binder/postBuild`; every notebook is fetched from the server that starts there and run, cell by cell, by one of
-its kernels; then Lab is opened in a real browser, a chapter is run, and its slider moved until the picture changes.
+runs `.binder/postBuild`.  In a real browser Lab is opened from the server that starts there, a chapter is run, and its
+slider moved until the picture changes.  Then every notebook is fetched from the server and run, cell by cell, by one of
+its kernels.  What came out is written to tests/power.json, if no chapter was named.
 """
 
 import argparse
@@ -139,10 +140,14 @@ def main() -> int:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
         programs = environment(clone, not options.no_extra_index)
+        lab = subprocess.check_output([programs / "jupyter", "lab", "--version"], text=True).strip()
         size = sum(f.stat().st_size for f in (clone / "env").rglob("*") if f.is_file() and not f.is_symlink())
-        print(f"environment: {size / 1e9:.2f} GB")
+        print(f"environment: {size / 1e9:.2f} GB", flush=True)
         server, url, token = start_server(clone, programs)
         try:
+            moved = move_a_slider(url, token, options.slider)
+            failures += moved is not None
+            print(f"slider in Lab: {moved or 'moved, and the picture changed'}", flush=True)
             names = options.chapters or [path.stem for path in sorted((clone / "book").glob("*.ipynb"))]
             for name in names:
                 start = time.perf_counter()
@@ -150,15 +155,12 @@ def main() -> int:
                 failures += error is not None
                 ran += error is None
                 print(f"{name}: {error or 'ran'} ({time.perf_counter() - start:.0f} s)", flush=True)
-            error = move_a_slider(url, token, options.slider)
-            failures += error is not None
-            print(f"slider in Lab: {error or 'moved, and the picture changed'}")
             if not options.chapters:
                 record = json.loads(RECORD.read_text())
                 record["the Binder route"] = {
                     "environment from .binder/ alone": f"{size / 1e9:.2f} GB",
                     "notebooks run through its Jupyter server": f"{ran} of {len(names)}",
-                    "slider in JupyterLab, moved in a browser": error or "the picture changed",
+                    f"slider in JupyterLab {lab}, moved in a browser": moved or "the picture changed",
                 }
                 RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         finally:

@@ -57,12 +57,13 @@ def main() -> int:
         names = options.chapters or [path.stem for path in sorted((clone / "book").glob("*.ipynb"))]
         notebooks, ran = pytest(python, clone, "--nbmake", "--nbmake-timeout=900", *(f"book/{n}.ipynb" for n in names))
         print(f"notebooks: {ran}")
+    chapters = ", ".join(options.chapters).replace("_", " ")
     entry = {
         "Python": version,
         "versions": "the newest allowed" if options.newest else "the tested ones",
         "among them": ", ".join(f"{name} {installed[name]}" for name in TELLING),
         "unit tests": closing,
-        "chapters run as notebooks": f"{ran}: {', '.join(options.chapters)}" if options.chapters else ran,
+        "chapters run as notebooks": f"{ran}: {chapters}" if chapters else ran,
     }
     record = json.loads(RECORD.read_text())
     same = ("Python", "versions")

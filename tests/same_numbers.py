@@ -3,7 +3,8 @@
     make book; python tests/same_numbers.py [CHAPTER ...]
 
 On one machine two runs must give the same outputs, byte for byte.  Only measured times may differ: cells whose source
-speaks of a clock are left out, and counted.
+speaks of a clock are left out, and counted.  The record has the totals of the last run of all chapters, and for each
+chapter what its own last run gave.
 """
 
 import json
@@ -64,8 +65,13 @@ def main() -> int:
     compared, left_out = (sum(result[i] for result in results) for i in (1, 2))
     print(*found, sep="\n")
     print(f"{compared} cells of {len(chapters)} chapters compared, {len(found)} differ; {left_out} left out, they time")
+    record = json.loads(RECORD.read_text())
+    rows = {row["chapter"]: row for row in record.get("the same numbers again, by chapter", [])}
+    for chapter, (lines, n_compared, n_left_out) in zip(chapters, results, strict=True):
+        numbers = {"cells compared": n_compared, "differ": len(lines), "left out": n_left_out}
+        rows[chapter.stem] = {"chapter": chapter.stem, **numbers}
+    record["the same numbers again, by chapter"] = [rows[name] for name in sorted(rows)]
     if not sys.argv[1:]:
-        record = json.loads(RECORD.read_text())
         record["the same numbers again"] = {
             "chapters executed twice": len(chapters),
             "cells compared, words and pictures": compared,
@@ -73,7 +79,7 @@ def main() -> int:
             "which": [line.replace("other output of the cell that begins ", "") for line in found] or "none",
             "cells left out, because they show measured times": left_out,
         }
-        RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return bool(found)
 
 

@@ -4,8 +4,9 @@
 
 Each mutant is a text of a helper replaced by another, with the sentence of the mistake it stands for.  It is planted in
 a copy of the project.  There the unit test named beside it must fail, and so must the chapter, where one is named, in
-one of its own checks.  With words, only mutants with one of them in their sentence are tried.  What caught each is
-written to tests/power.json; the exit status is 1 if one survived.
+one of its own checks.  Before, all these tests and chapters must pass where "Nothing is changed".  With words, only
+mutants with one of them in their sentence are tried.  What caught each is written to tests/power.json; the exit status
+is 1 if one survived.
 """
 
 import json
@@ -347,7 +348,9 @@ def failing_test(selection: str) -> str | None:
             self.pytest_runtest_logreport(report)
 
     first, (file, *more) = First(), selection.split(" ")
-    pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir=.", f"tests/{file}", *more], plugins=[first])
+    ended = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir=.", f"tests/{file}", *more], plugins=[first])
+    if ended == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise ValueError(f"no test is {selection}")
     return first.name
 
 
@@ -398,6 +401,23 @@ def read_record() -> dict:
     return json.loads(RECORD.read_text()) if RECORD.exists() else {}
 
 
+def write_record(part: str, found) -> None:
+    RECORD.write_text(json.dumps(read_record() | {part: found}, indent=1, ensure_ascii=False) + "\n")
+
+
+def try_controls() -> None:
+    """Run what the mutants run, without a mistake; an error if anything fails."""
+    passed = {"unit tests that pass": [], "chapters that pass": []}
+    for control in controls():
+        find, what = (failing_test, control.test) if control.test else (failing_check, control.chapter)
+        failure = in_copy(control, find, what)
+        if failure:
+            raise AssertionError(f"fails without any mistake: {failure}")
+        passed["unit tests that pass" if control.test else "chapters that pass"].append(what)
+        print(f"{what}: passes", flush=True)
+    write_record(NOTHING, {kind: f"{len(names)}: {', '.join(names)}" for kind, names in passed.items()})
+
+
 def main() -> int:
     # so that every process has them without importing them again
     import IPython
@@ -408,23 +428,20 @@ def main() -> int:
     matplotlib.use("Agg")
     torch.set_num_threads(1)
     del IPython, scipy
+    words = sys.argv[1:] or [""]
+    if any(word in NOTHING for word in words):
+        try_controls()
     known = {entry["mistake"]: entry for entry in read_record().get("semantic mutants", [])}
     known = {mutant.mistake: known.get(mutant.mistake) for mutant in MUTANTS}
-    chosen = [m for m in MUTANTS if not sys.argv[1:] or any(word in m.mistake for word in sys.argv[1:])]
-    for mutant in chosen if sys.argv[1:] else [*controls(), *chosen]:
+    chosen = [m for m in MUTANTS if any(word in m.mistake for word in words)]
+    for mutant in chosen:
         entry = {"mistake": mutant.mistake, "file": mutant.file}
-        if mutant.test:
-            entry["test"] = in_copy(mutant, failing_test, mutant.test)
+        entry["test"] = in_copy(mutant, failing_test, mutant.test)
         if mutant.chapter:
             entry["chapter"] = in_copy(mutant, failing_check, mutant.chapter)
-        if mutant.mistake == NOTHING:
-            if entry.get("test") or entry.get("chapter"):
-                raise AssertionError(f"fails without any mistake: {entry}")
-            continue
         known[mutant.mistake] = entry
         print(json.dumps(entry), flush=True)
-        record = read_record() | {"semantic mutants": [entry for entry in known.values() if entry]}
-        RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_record("semantic mutants", [entry for entry in known.values() if entry])
     entries = [entry for entry in known.values() if entry]
     by_test, by_chapter = (sum(bool(e.get(who)) for e in entries) for who in ("test", "chapter"))
     print(f"{len(entries)} planted, {by_test} killed by a test, {by_chapter} by a chapter")

@@ -95,6 +95,8 @@ def test_inputs_are_of_the_type_of_params_and_of_a_shape_that_fits(generator):
     assert torch.equal(everyone, same)
     with pytest.raises(ValueError, match="x must be of the type of params, torch.float64, got torch.int64"):
         kbe.predict(params, x.long())
+    with pytest.raises(ValueError, match=r"params\['conv1.weight'\] must be float32 or float64, got torch.int64"):
+        kbe.predict({name: value.long() for name, value in params.items()}, x.long())
     with pytest.raises(ValueError, match="x must have shape .* with M = 3, got \\(2, 5, 8\\)"):
         kbe.predict(params, x.expand(2, -1, -1))
 
