@@ -4,6 +4,8 @@ BIN := .venv/bin
 PORT ?= 8000
 # One thread per process, one process per core: two threads that wait for each other by spinning are slower than one.
 export OMP_NUM_THREADS ?= 1
+# Large arrays come from memory that a process keeps: fresh pages from the system cost more than the sums that fill them.
+export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
 .PHONY: help setup book pdf zip test test-browser mutants bench lint format serve lab lock audit clean

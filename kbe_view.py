@@ -63,12 +63,11 @@ def figure(rows: int = 1, columns: int = 1, width: float = 7.0, height: float | 
 
 def _png(fig: Figure, colors: int | None = None) -> bytes:
     """The figure as a picture with two pixels per point of the page, and closed; with few colours, a third the size."""
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=2 * fig.dpi)
+    buffer, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=2 * fig.dpi, pil_kwargs={"compress_level": 6 if colors is None else 1})
     plt.close(fig)
     if colors is None:
         return buffer.getvalue()
-    small = io.BytesIO()
     Image.open(buffer).convert("RGB").quantize(colors).save(small, format="png", optimize=True)
     return small.getvalue()
 
