@@ -112,9 +112,9 @@ def test_an_exponent_is_the_estimate_of_a_least_squares_slope():
 
 
 def test_the_ends_of_an_interval_are_draws():
-    draws = itertools.count()  # the draws "find" 0 to 99, and the samples themselves 100
-    found = stats.estimate(lambda v: next(draws), torch.ones(2), resamples=100)
-    assert found == (100, 2, 97)  # the nearest to 2.5 % and 97.5 % of the way from 0 to 99
+    draws = itertools.count()  # the draws "find" 0 to 999, and the samples themselves 1000
+    found = stats.estimate(lambda v: next(draws), torch.ones(2), resamples=1000)
+    assert found == (1000, 25, 974)  # the nearest to 2.5 % and 97.5 % of the way from 0 to 999
 
 
 def test_whole_numbers_are_samples_too():
