@@ -1,5 +1,6 @@
 import html
 import math
+from pathlib import Path
 
 import pytest
 import yaml
@@ -32,7 +33,7 @@ def test_the_book_s_claims_are_valid_and_complete():
 @pytest.mark.parametrize(
     ("rule", "met"),
     [("low > 0.5", True), ("high < 0.5", False), ("value >= 0.7 and high <= 0.8", True), ("value > 0.7", False),
-     ("low > -1", True), ("low > 6e-1", False)],
+     ("low > -1", True), ("low > 6e-1", False), ("value > 0.7 and high <= 0.8", False)],
 )  # fmt: skip
 def test_judge(rule, met):
     assert ledger.judge(rule, 0.7, 0.6, 0.8) == met
@@ -106,6 +107,7 @@ def test_numbers_that_are_none(claims, value, interval):
         (CLAIM | {"verdict": "maybe"}, "claim X: verdict must be one of"),
         (CLAIM | {"holds": "always"}, "rule must read like"),
         ("text", "claim X must have the fields"),
+        (5, r"claim X must have the fields .*, got \[\]"),
     ],
 )
 def test_a_wrong_ledger(claims, claim, message):
@@ -127,6 +129,8 @@ def test_equation_marks():
     assert "&lt;b&gt;" in ledger.equation(1, "a", "<b>")._repr_mimebundle_()[0]["text/html"]
     with pytest.raises(ValueError, match="numbers must be between 1 and 24, got 25"):
         ledger.equation([3, 25], "a", "b")
+    with pytest.raises(ValueError, match="^numbers must not be empty$"):
+        ledger.equation([], "a", "b")
 
 
 def test_chance_of_another_verdict():
@@ -141,6 +145,25 @@ def test_chance_of_another_verdict():
     half = 1.96 / math.sqrt(2)
     upwards = ledger.chance_of_another_verdict({"holds": "value < 0.1255", "fails": "value > 9"}, 0, -half, half)
     assert upwards == 180 / 400
+    # value, low and high move together: all three stay above their limits for shifts above -0.1, 0.139 deviations
+    together = {"holds": "value > 0 and low > -1 and high > 1", "fails": "value > 9"}
+    assert ledger.chance_of_another_verdict(together, 0.1, -0.9, 1.1) == pytest.approx(0.445, abs=0.01)
+
+
+@pytest.mark.parametrize("interval", [(0.6, 0.7), (0.7, 0.8), (0.7, 0.7)])
+def test_a_value_at_the_end_of_its_interval(claims, interval):
+    claims(X=CLAIM)
+    assert ledger.verdict("X", 0.7, interval, "10 runs").record["verdict"] == "holds"
+
+
+def test_claims_are_utf_8_whatever_the_machine_s_own_encoding(tmp_path, monkeypatch):
+    def read_text(path, encoding=None):
+        return path.read_bytes().decode(encoding or "ascii")  # as where the locale is C
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    path = tmp_path / "claims.yml"
+    path.write_bytes(yaml.safe_dump({"X": CLAIM | {"claim": "σ > 0"}}, allow_unicode=True).encode())
+    assert ledger.load_claims(path)["X"]["claim"] == "σ > 0"
 
 
 @pytest.mark.parametrize("content", [b"X: [", b"\xff\xfe", b"- a\n- b", b"", b"X: !!python/object:os.system x"])
@@ -148,7 +171,7 @@ def test_files_that_are_no_ledger(tmp_path, content):
     """Damaged or foreign files; objects in YAML are not made."""
     path = tmp_path / "claims.yml"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="claims.yml must be (YAML|a mapping of ids to claims)"):
+    with pytest.raises(ValueError, match="claims.yml must be (YAML|a mapping of ids to claims, got (list|NoneType)$)"):
         ledger.load_claims(path)
 
 

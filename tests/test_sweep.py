@@ -65,7 +65,9 @@ def test_order_and_threads_do_not_matter(undisturbed):
 
 
 def test_processes_do_not_matter(undisturbed):
-    with ProcessPoolExecutor(2) as executor:
+    start = multiprocessing.get_context("forkserver")  # a process forked here, where threads have trained, can hang
+    start.set_forkserver_preload(["kbe_sweep"])
+    with ProcessPoolExecutor(2, mp_context=start) as executor:
         assert same(dict(kbe_sweep.sweep(CELLS, executor=executor, progress=False)), undisturbed)
 
 
