@@ -7,6 +7,7 @@ import random
 import re
 import resource
 import signal
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -64,6 +65,15 @@ def test_order_and_threads_do_not_matter(undisturbed):
         assert same(dict(kbe_sweep.sweep(CELLS, executor=executor, progress=False)), undisturbed)
 
 
+def test_cells_run_where_the_executor_says(monkeypatch):
+    threads = set()
+    monkeypatch.setattr(kbe_sweep, "run_cell", lambda cell: threads.add(threading.current_thread()))
+    with ThreadPoolExecutor(1) as executor:
+        assert dict(kbe_sweep.sweep(CELLS, executor=executor, progress=False)) == dict.fromkeys(CELLS)
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
+
+
 def test_processes_do_not_matter(undisturbed):
     start = multiprocessing.get_context("forkserver")  # a process forked here, where threads have trained, can hang
     start.set_forkserver_preload(["kbe_sweep"])
@@ -72,9 +82,10 @@ def test_processes_do_not_matter(undisturbed):
 
 
 def test_stored_cells_are_read_and_not_run_again(tmp_path, undisturbed, monkeypatch):
-    dict(kbe_sweep.sweep(CELLS, tmp_path, progress=False))
+    folder = tmp_path / "made" / "here"
+    dict(kbe_sweep.sweep(CELLS, folder, progress=False))
     monkeypatch.setattr(kbe_sweep, "run_cell", lambda cell: pytest.fail(f"{cell} ran again"))
-    assert same(dict(kbe_sweep.sweep(CELLS, tmp_path, progress=False)), undisturbed)
+    assert same(dict(kbe_sweep.sweep(CELLS, folder, progress=False)), undisturbed)
 
 
 def test_a_bar_counts_the_cells(tmp_path, capsys):
@@ -94,6 +105,7 @@ def test_a_file_is_netcdf_that_anybody_reads(tmp_path, undisturbed):
     with netcdf_file(path, mmap=False) as file:
         assert file.dimensions == {"T": 3, "M": 8}
         assert json.loads(file.cell) == cell.__dict__ | {"checkpoints": [0, 5, 2000]}
+        assert list(json.loads(file.cell)) == sorted(cell.__dict__)  # whatever the order of the fields
         shapes = {name: (v.dimensions, v.typecode()) for name, v in file.variables.items()}
         along = {"epochs": ("T",), "v": ("M", "T"), "v_star": ("M", "T"), "failed_at": ("M",), "frozen_at": ("M",)}
         assert shapes == {name: (dimensions, "d") for name, dimensions in along.items()}
@@ -238,6 +250,8 @@ def test_rejects():
         ValueError, match="cells must differ from each other, this one occurs twice: Cell\\(n_points=1,"
     ):
         list(kbe_sweep.sweep([CELLS[0], CELLS[1], CELLS[0]], progress=False))
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        kbe_sweep.run_cell(kbe_sweep.Cell(1, -1, 1, (0,)))
     with pytest.raises(ValueError, match="dtype must be 'float32' or 'float64', got 'int8'"):
         kbe_sweep.run_cell(kbe_sweep.Cell(1, 0, 1, (0,), dtype="int8"))
 
