@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import html
 import re
+from functools import cache
 from pathlib import Path
 
 from docutils import nodes
@@ -59,6 +60,12 @@ def seal_pages(app, exception):
                 path.write_text(seal(page), encoding="utf-8")
 
 
+@cache
+def compressed(path: Path) -> int:
+    """Bytes of a script or style as servers send it; all pages need the same ones."""
+    return len(gzip.compress(path.read_bytes()))
+
+
 def page_weight(page: Path, site: Path) -> tuple[int, int]:
     """Bytes of a first visit to a page without its figures, and of its figures.
 
@@ -72,7 +79,7 @@ def page_weight(page: Path, site: Path) -> tuple[int, int]:
     fonts = [path for path in site.rglob("*.woff*") if path.suffix == ".woff" or "solid" in path.name]
     pictures = {(page.parent / link).resolve() for link in re.findall(r'<img[^>]*src="([^":]*_images/[^"]*)"', text)}
     bare = len(gzip.compress(text.encode())) + sum(path.stat().st_size for path in fonts)
-    bare += sum(len(gzip.compress(path.read_bytes())) for path in needed)
+    bare += sum(compressed(path) for path in needed)
     return bare, sum(path.stat().st_size for path in pictures) + sum(len(picture) for picture in inside)
 
 
