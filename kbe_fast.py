@@ -813,30 +813,30 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
     mu, sigma = np.empty((2, n_networks, len(checkpoints), n_points), dtype)
     failed_at, frozen_at = np.full((2, n_networks), np.inf, dtype)
     kick = np.zeros(n_networks, dtype)
-    own = empty_net(n_layers, n_channels, len(heads), data.x.shape[2], 1, dtype)  # 1 for parameters of sigma's head
+    new_net = partial(empty_net, n_layers, n_channels, len(heads), data.x.shape[2], dtype=dtype)
+    own = new_net(width=1)  # 1 for parameters of sigma's head
     for name, view in by_name(own, heads, n_channels).items():
         view[:] = name.startswith("sigma")
     sigma_head = np.stack([1 + (remedy.sigma_lr - 1) * own.flat[:, 0], remedy.sigma_decay * own.flat[:, 0]]).astype(
         dtype
     )
-    trained = {name: torch.empty_like(value) for name, value in params.items()}
+    everyone = new_net(width=n_networks)
+    views = by_name(everyone, heads, n_channels)
+    for name, view in views.items():
+        view[:] = params[name].detach().numpy().reshape(view.shape)
     width = REGISTER // dtype.itemsize
-
+    at, channels = np.array(checkpoints, np.int64), tuple(range(n_channels))
     starts = iter(range(0, n_networks, width))  # one for all threads: each takes the next block when it is free
 
     def train_blocks(_) -> None:
-        net, gradient, previous = (
-            empty_net(n_layers, n_channels, len(heads), data.x.shape[2], width, dtype) for _ in range(3)
-        )
+        net, gradient, previous = (new_net(width=width) for _ in range(3))
         memory = empty_memory(plan, n_channels, len(heads), width, dtype)
-        views = by_name(net, heads, n_channels)
         moments = aligned_zeros(2 * len(net.flat) if remedy.adam else 0, width, dtype)
         count = aligned_zeros(4 * len(plan.ends), width, dtype)
         for start in starts:
             block = slice(start, start + width)
             size = len(labels[block])  # the last block can leave lanes over; they train networks on no data at rate 0
-            for name, view in views.items():
-                view[:size] = params[name][block].detach().numpy().reshape(view[:size].shape)
+            net.flat[:, :size] = everyone.flat[:, block]
             memory.h[n_channels : plan.first[1] * n_channels : n_channels, :size] = bits[block].T
             moments[:] = 0
             rate = np.zeros((1, width), dtype)
@@ -845,13 +845,11 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
             kicks = np.zeros(width, dtype)
             train_lanes(
                 net, gradient, previous.flat, moments, plan, memory, count, labels[block], share,
-                sigma_head, rate, np.arange(start, start + width, dtype=np.uint64), epochs, tuple(range(n_channels)),
-                readouts, rule, np.array(checkpoints, np.int64), string[block], mu[block], sigma[block], failed, frozen,
-                kicks,
+                sigma_head, rate, np.arange(start, start + width, dtype=np.uint64), epochs, channels, readouts, rule,
+                at, string[block], mu[block], sigma[block], failed, frozen, kicks,
             )  # fmt: skip
             failed_at[block], frozen_at[block], kick[block] = failed[:size], frozen[:size], kicks[:size]
-            for name, view in views.items():
-                trained[name][block] = torch.from_numpy(view[:size].reshape(trained[name][block].shape))
+            everyone.flat[:, block] = net.flat[:, :size]
 
     # These threads flush denormal numbers to zero, which are slow and mean nothing here, and end with the training.
     with ThreadPoolExecutor(workers, initializer=torch.set_flush_denormal, initargs=(True,)) as pool:
@@ -859,6 +857,9 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
     recorded = (torch.from_numpy(output) for output in (mu, sigma))
     mu, sigma = (*recorded,) if len(heads) == 2 else (next(recorded), None)
     failures = torch.from_numpy(failed_at), torch.from_numpy(frozen_at)
+    trained = {
+        name: torch.from_numpy(np.ascontiguousarray(view).reshape(params[name].shape)) for name, view in views.items()
+    }
     return Run(torch.tensor(checkpoints), mu, sigma, *failures, trained, "fast", torch.from_numpy(kick))
 
 
