@@ -1,9 +1,11 @@
 import os
 import shutil
+import threading
 
 import pytest
 import torch
 from hypothesis import Phase, settings
+from tqdm import tqdm
 
 # Properties are tried on the same examples in every run, few and small; HYPOTHESIS_PROFILE=search looks for new ones,
 # and "quick" is content with the first example that fails, as a mutant is.
@@ -12,6 +14,10 @@ settings.register_profile("same", **same)
 settings.register_profile("quick", phases=[Phase.generate], **same)
 settings.register_profile("search", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+# Forked processes share the lock of all progress bars: one that is killed while it holds it stops the others for ever.
+tqdm.monitor_interval = 0
+tqdm.set_lock(threading.RLock())
 
 
 @pytest.fixture
