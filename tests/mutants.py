@@ -47,11 +47,11 @@ def row(module: str, planted: int, functions: int, outcomes: list[dict[str, int]
         "module": module,
         "functions": f"{len(outcomes)} of {functions}",
         "mutants tried": f"{tried} of {planted}",
-        "killed by a test": total[KILLED],
-        "ended by the limit of time, or a crash": by_itself,
-        "survived, but equivalent": equivalent,
+        "killed": total[KILLED],
+        "timed out": by_itself,
+        "equivalent": equivalent,
         "survived": tried - killed - equivalent,
-        "killed, of those that are not equivalent": f"{100 * killed / (tried - equivalent):.1f} %" if tried else "–",
+        "killed of the others": f"{100 * killed / (tried - equivalent):.1f} %" if tried else "–",
     }
 
 
@@ -96,8 +96,7 @@ def main() -> int:
 def missing(rows: list[dict[str, str | int]]) -> bool:
     """Whether there are mutants that were never tried, or too few that were killed."""
     return any(
-        len(set(line["mutants tried"].split(" of "))) > 1
-        or float(line["killed, of those that are not equivalent"].removesuffix(" %")) < 95
+        len(set(line["mutants tried"].split(" of "))) > 1 or float(line["killed of the others"].removesuffix(" %")) < 95
         for line in rows
     )
 
