@@ -27,7 +27,7 @@ from jupyter_kernel_client import JupyterKernelClient
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests" / "power.json"  # what the page on testing shows
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-FAILED = "/tmp/lab.png"  # what Lab showed when its part failed
+FAILED = Path(tempfile.gettempdir(), "lab.png")  # what Lab showed when its part failed
 PIXELS = """async image => {  // what an image shows, whatever its address
     await image.decode();
     const canvas = document.createElement("canvas");
