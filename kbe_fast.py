@@ -17,9 +17,10 @@ N separate points, in which nothing is shared, is the ordinary direct algorithm,
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,8 @@ import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic, lower_builtin, models, overload, register_model, type_callable
+from numpy.polynomial.chebyshev import cheb2poly, poly2cheb
 
 import kbe_remedies
 from kbe_lib import Dataset, Floored, Params, Readout, Run
@@ -65,20 +67,23 @@ def _spread(context, builder, value, kind, lanes: Lanes):
 def _define(operation, emit, comparison: bool = False) -> None:
     """Teach Numba `operation` between two vectors, or a vector and a number."""
 
-    @intrinsic
-    def vector_operation(typing_context, a, b):
-        lanes = a if isinstance(a, Lanes) else b
+    @type_callable(operation)
+    def _(typing_context):
+        def result(a, b):
+            lanes = a if isinstance(a, Lanes) else b
+            if isinstance(lanes, Lanes):
+                return Lanes(types.boolean, lanes.width) if comparison else lanes
 
-        def generate(context, builder, signature, values):
-            pair = zip(values, (a, b), strict=True)
-            return emit(builder, *(_spread(context, builder, value, kind, lanes) for value, kind in pair))
+        return result
 
-        return (Lanes(types.boolean, lanes.width) if comparison else lanes)(a, b), generate
+    def generate(context, builder, signature, values):
+        kinds = signature.args
+        lanes = kinds[0] if isinstance(kinds[0], Lanes) else kinds[1]
+        pair = zip(values, kinds, strict=True)
+        return emit(builder, *(_spread(context, builder, value, kind, lanes) for value, kind in pair))
 
-    @overload(operation)
-    def _(a, b):
-        if isinstance(a, Lanes) or isinstance(b, Lanes):
-            return lambda a, b: vector_operation(a, b)
+    for kinds in ((Lanes, Lanes), (Lanes, types.Number), (types.Number, Lanes)):
+        lower_builtin(operation, *kinds)(generate)
 
 
 # "contract" allows a product and a sum to become one fused instruction, and nothing else.
@@ -208,14 +213,17 @@ def exponential(z):
 @overload(exponential)
 def _exponential_of_lanes(z):
     single = z.dtype == types.float32
-    mantissa, largest, terms = (23, 128, 7) if single else (52, 1024, 13)
+    mantissa, largest, terms = (23, 128, 6) if single else (52, 1024, 11)
     shift = 1.5 * 2.0**mantissa
     lowest, highest = (1 - largest) * math.log(2), largest * math.log(2)
     # ln 2 in two pieces: k times the first is exact
     ln2 = 0.693359375 if single else 0.6931471803691238
     rest = -2.12194440054690583e-4 if single else 1.9082149292705877e-10
-    # (exp(r) - 1) / r by Taylor; at |r| < ln(2) / 2 the next term is below half a unit of the last place
-    series = tuple(1 / math.factorial(n + 1) for n in range(terms))
+    # (exp(r) - 1) / r at |r| <= ln(2) / 2: Taylor's series written in Chebyshev polynomials and cut there; what is cut
+    # is below a fifth of a unit of the last place, of Taylor's own it would take two terms more
+    powers = (math.log(2) / 2) ** np.arange(20)
+    taylor = powers / [math.factorial(n + 1) for n in range(20)]
+    series = tuple((cheb2poly(poly2cheb(taylor)[:terms]) / powers[:terms]).tolist())
 
     def exponential_of_lanes(z):
         z = where(z < lowest, lowest, z)
@@ -231,7 +239,9 @@ def _exponential_of_lanes(z):
 
 
 # Only the kernel calls what follows; without a way in from Python it compiles in three quarters of the time.
-kernel_part = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel_part = njit(cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+# A call costs more than it saves where vectors go in and come out.
+vector_part = njit(cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
 
 ARTANH = tuple(1 / n for n in range(1, 38, 2))
 
@@ -291,44 +301,43 @@ def uniform(key, place):
     return float(scramble(key, np.uint64(place)) >> np.uint64(11)) * 2.0**-53
 
 
-@kernel_part
+@vector_part
 def read(z, readout):
-    """A readout R(z), its derivative R', and that of its logarithm, R'/R."""
+    """A readout R(z), its derivative R', that of its logarithm, R'/R, and 1/R."""
     if readout == SIGMOID:
-        e, _ = exponential(where(z < 0.0, z, 0.0 - z))
-        large = 1.0 / (e + 1.0)
-        small = e * large
-        value, complement = where(z < 0.0, small, large), where(z < 0.0, large, small)
-        return value, value * (1.0 - value), complement
-    if readout == ELU_PLUS_1:
-        e, _ = exponential(where(z < 0.0, z, 0.0))
-        value = where(z < 0.0, e, z + 1.0)
-        return value, e, e / value
-    if readout == EXP:
-        e, _ = exponential(z)
-        return e, e, constant(1.0, z)
+        e, _ = exponential(0.0 - z)
+        inverse = e + 1.0
+        value = 1.0 / inverse
+        return value, value * (1.0 - value), e * value, inverse  # 1 - value as torch rounds it
     if readout == SOFTPLUS:
         e, _ = exponential(where(z < 0.0, z, 0.0 - z))
         value = where(z < 0.0, 0.0, z) + log_of_1_plus(e)
         slope = where(z < 0.0, e, 1.0) / (e + 1.0)
         value, slope = where(20.0 < z, z, value), where(20.0 < z, 1.0, slope)  # as torch does
-        return value, slope, slope / value
-    value, slope = elu(z)
-    if readout == RAW:
-        value, slope = z, constant(1.0, z)
-    return value, slope, slope / value
+    elif readout == EXP:
+        value, _ = exponential(z)
+        slope = value
+    else:
+        value, slope = elu(z)
+        if readout == ELU_PLUS_1:
+            value = where(z < 0.0, slope, z + 1.0)
+        elif readout == RAW:
+            value, slope = z, constant(1.0, z)
+    inverse = 1.0 / value
+    return value, slope, slope * inverse, inverse
 
 
-@kernel_part
+@vector_part
 def read_sigma(z, readout, floor):
     """As `read`, with a floor: sigma^2 = R^2 + floor^2."""
-    value, slope, log_slope = read(z, readout)
+    value, slope, log_slope, inverse = read(z, readout)
     if floor > 0.0:
         bare = value
         value = square_root(bare * bare + floor * floor)
-        slope = slope * bare / value
-        log_slope = slope / value
-    return value, slope, log_slope
+        inverse = 1.0 / value
+        slope = slope * bare * inverse
+        log_slope = slope * inverse
+    return value, slope, log_slope, inverse
 
 
 @kernel_part
@@ -527,7 +536,7 @@ def read_out(plan, memory, count, epoch, readouts, rule, judged):
         # how many labels 0 and 1 mu learns from here, and sigma
         m0, m1, s0, s1 = load(count, s), load(count, S + s), load(count, 2 * S + s), load(count, 3 * S + s)
         n = m0 + m1 + s0 + s1
-        mu, d_mu, _ = read(load(node, left) + load(node, right), readouts[0])
+        mu, d_mu, _, _ = read(load(node, left) + load(node, right), readouts[0])
         sigma, d_sigma, d_log_sigma, inverse = mu, mu, mu, mu
         if judged:
             change = where(0.0 < n, mu - load(output, before + s * H), 0.0)
@@ -535,10 +544,8 @@ def read_out(plan, memory, count, epoch, readouts, rule, judged):
             poison = poison + (change - change)
             moved = larger(moved, absolute(change))
         if H == 2:
-            sigma, d_sigma, d_log_sigma = read_sigma(
-                load(node, left + 1) + load(node, right + 1), readouts[1], rule.floor
-            )
-            inverse = 1.0 / sigma
+            z = load(node, left + 1) + load(node, right + 1)
+            sigma, d_sigma, d_log_sigma, inverse = read_sigma(z, readouts[1], rule.floor)
             if judged:
                 change = where(0.0 < n, sigma - load(output, before + s * H + 1), 0.0)
                 store(output, now + s * H + 1, sigma)
@@ -780,12 +787,20 @@ def name_of_loss(loss: object) -> tuple[str | None, dict[str, float]]:
     return (loss if isinstance(loss, str) else None), {}
 
 
+FIRST_STAGE = 64  # epochs before networks at rest are looked for
+
+
 def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: int, loss: object, readout: Readout,
           remedy: Remedy, jump: float, checkpoints: list[int], workers: int) -> Run:  # fmt: skip
     """`kbe_lib.train` once its arguments are checked; lr (M,), weight as in `Rule`.
 
     Threads share the networks out in blocks, one network per lane; lanes never meet, so the result does not depend on
     who shares a block or how many threads there are.
+
+    Training goes in stages, and after each the networks at rest are left behind.  A network is at rest when an epoch
+    leaves every parameter as it is, to the last bit.  Where a step depends on nothing but parameters and data it would
+    never move again, so that it keeps its state and no result changes.  That is the fate of most networks after a
+    failure, when their sigmoids are flat.
     """
     theta = params["conv1.weight"]
     dtype = np.dtype(str(theta.dtype).removeprefix("torch."))
@@ -810,9 +825,6 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
         rest = n_points - held
         share[0] = np.where(np.arange(n_points) < rest, n_points / rest, 0)
         share[1] = np.where(np.arange(n_points) < rest, 0, n_points / held)
-    mu, sigma = np.empty((2, n_networks, len(checkpoints), n_points), dtype)
-    failed_at, frozen_at = np.full((2, n_networks), np.inf, dtype)
-    kick = np.zeros(n_networks, dtype)
     new_net = partial(empty_net, n_layers, n_channels, len(heads), data.x.shape[2], dtype=dtype)
     own = new_net(width=1)  # 1 for parameters of sigma's head
     for name, view in by_name(own, heads, n_channels).items():
@@ -824,96 +836,69 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
     views = by_name(everyone, heads, n_channels)
     for name, view in views.items():
         view[:] = params[name].detach().numpy().reshape(view.shape)
+    mu, sigma = np.empty((2, n_networks, len(checkpoints), n_points), dtype)
+    failed_at, frozen_at = np.full((2, n_networks), np.inf, dtype)
+    kick, at_rest = np.zeros(n_networks, dtype), np.zeros(n_networks, bool)
     width = REGISTER // dtype.itemsize
-    at, channels = np.array(checkpoints, np.int64), tuple(range(n_channels))
-    starts = iter(range(0, n_networks, width))  # one for all threads: each takes the next block when it is free
+    at, channels, rates = np.array(checkpoints, np.int64), tuple(range(n_channels)), lr.numpy()
 
-    def train_blocks(_) -> None:
+    def train_blocks(blocks: Iterator[np.ndarray], start: int, end: int) -> None:
+        """Train blocks of networks from one epoch to another."""
         net, gradient, previous = (new_net(width=width) for _ in range(3))
         memory = empty_memory(plan, n_channels, len(heads), width, dtype)
         moments = aligned_zeros(2 * len(net.flat) if remedy.adam else 0, width, dtype)
         count = aligned_zeros(4 * len(plan.ends), width, dtype)
-        for start in starts:
-            block = slice(start, start + width)
-            size = len(labels[block])  # the last block can leave lanes over; they train networks on no data at rate 0
+        now, later = np.nonzero((at >= start) & (at <= end))[0], np.nonzero(at > end)[0]
+        recorded = np.union1d(at[now], end) - start
+        for block in blocks:
+            size = len(block)  # the last block can leave lanes over; they train networks on no data at rate 0
             net.flat[:, :size] = everyone.flat[:, block]
             memory.h[n_channels : plan.first[1] * n_channels : n_channels, :size] = bits[block].T
             moments[:] = 0
             rate = np.zeros((1, width), dtype)
-            rate[0, :size] = lr[block]
+            rate[0, :size] = rates[block]
             failed, frozen = np.full((2, width), np.inf, dtype)
             kicks = np.zeros(width, dtype)
+            outputs = np.empty((2, size, len(recorded), n_points), dtype)
             train_lanes(
                 net, gradient, previous.flat, moments, plan, memory, count, labels[block], share,
-                sigma_head, rate, np.arange(start, start + width, dtype=np.uint64), epochs, channels, readouts, rule,
-                at, string[block], mu[block], sigma[block], failed, frozen, kicks,
+                sigma_head, rate, np.resize(block, width).astype(np.uint64), end - start, channels, readouts, rule,
+                recorded, string[block], *outputs, failed, frozen, kicks,
             )  # fmt: skip
-            failed_at[block], frozen_at[block], kick[block] = failed[:size], frozen[:size], kicks[:size]
             everyone.flat[:, block] = net.flat[:, :size]
+            failed_at[block] = np.minimum(failed_at[block], start + failed[:size])
+            frozen_at[block] = np.minimum(frozen_at[block], start + frozen[:size])
+            kick[block] = np.maximum(kick[block], kicks[:size])
+            at_rest[block] = (net.flat == previous.flat).all(0)[:size]
+            for kept, output in ((mu, outputs[0]), (sigma, outputs[1])):
+                kept[block[:, None], now] = output[:, : len(now)]
+                kept[block[:, None], later] = output[:, -1:]  # what stays if the network is at rest
 
+    # Where a step depends on more than parameters and data, no network can be known to be at rest.
+    stages = [(0, epochs)] if remedy.adam or remedy.dropout or remedy.label_noise else stages_of(epochs)
     # These threads flush denormal numbers to zero, which are slow and mean nothing here, and end with the training.
     with ThreadPoolExecutor(workers, initializer=torch.set_flush_denormal, initargs=(True,)) as pool:
-        list(pool.map(train_blocks, range(workers)))
-    recorded = (torch.from_numpy(output) for output in (mu, sigma))
-    mu, sigma = (*recorded,) if len(heads) == 2 else (next(recorded), None)
+        for start, end in stages:
+            moving = np.nonzero(~at_rest)[0]
+            cuts = range(width, len(moving), width)
+            blocks = iter(np.split(moving, cuts))  # one for all threads: each takes the next block when it is free
+            jobs = [pool.submit(train_blocks, blocks, start, end) for _ in range(min(workers, len(cuts) + 1))]
+            for job in jobs:
+                job.result()
+    outputs = torch.from_numpy(mu), torch.from_numpy(sigma) if len(heads) == 2 else None
     failures = torch.from_numpy(failed_at), torch.from_numpy(frozen_at)
     trained = {
         name: torch.from_numpy(np.ascontiguousarray(view).reshape(params[name].shape)) for name, view in views.items()
     }
-    return Run(torch.tensor(checkpoints), mu, sigma, *failures, trained, "fast", torch.from_numpy(kick))
+    return Run(torch.tensor(checkpoints), *outputs, *failures, trained, "fast", torch.from_numpy(kick))
 
 
-# Epochs before networks at rest are looked for; a look costs one epoch.
-FIRST_STAGE = 64
-
-
-def in_stages(
-    train_stage: Callable[[torch.Tensor, Params, Dataset, int, list[int]], Run],
-    params: Params,
-    data: Dataset,
-    epochs: int,
-    checkpoints: list[int],
-) -> Run:
-    """Train in stages, each as long as all before it together, and leave networks at rest behind.
-
-    A network is at rest when one more epoch leaves every parameter as it is, to the last bit.  Where a step depends on
-    nothing but parameters and data it would never move again, so that it keeps its state and no result changes.  That
-    is the fate of most networks after a failure, when their sigmoids are flat.
-
-    Args:
-        train_stage: (networks, their params, their data, epochs, checkpoints) -> Run.
-    """
-    if epochs <= FIRST_STAGE:
-        return train_stage(torch.arange(len(data.y)), params, data, epochs, checkpoints)
-    params = {name: value.detach().clone() for name, value in params.items()}
-    (n_networks, n_points), like, at = data.y.shape, params["conv1.weight"], torch.tensor(checkpoints)
-    mu, sigma = like.new_empty(2, n_networks, len(at), n_points)
-    failed_at, frozen_at = like.new_full((2, n_networks), torch.inf)
-    kick = like.new_zeros(n_networks)
-    moving, end = torch.arange(n_networks), 0
-    while end < epochs and len(moving):
-        start, end = end, min(max(FIRST_STAGE, 2 * end), epochs)
-        some = Dataset(data.x[moving], data.y[moving])
-        now = ((at >= start) & (at <= end)).nonzero()[:, 0]
-        run = train_stage(
-            moving, {name: value[moving] for name, value in params.items()}, some, end - start,
-            sorted({*(at[now] - start).tolist(), end - start}),
-        )  # fmt: skip
-        failed_at[moving] = torch.minimum(failed_at[moving], start + run.failed_at)
-        frozen_at[moving] = torch.minimum(frozen_at[moving], start + run.frozen_at)
-        kick[moving] = torch.maximum(kick[moving], run.kick)
-        for name in params:
-            params[name][moving] = run.params[name]
-        after = train_stage(moving, run.params, some, 1, [1]) if end < epochs else run
-        moves = torch.stack([(after.params[name] != run.params[name]).flatten(1).any(1) for name in params]).any(0)
-        moves |= after.frozen_at.isfinite() & frozen_at[moving].isinf()  # about to stop being finite
-        later = (at > end).nonzero()[:, 0]
-        for kept, output in ((mu, run.mu), (sigma, run.sigma)):
-            if output is not None:
-                kept[moving[:, None], now] = output[:, : len(now)]
-                kept[moving[~moves, None], later] = output[~moves, -1:]
-        moving = moving[moves]
-    return Run(at, mu, None if run.sigma is None else sigma, failed_at, frozen_at, params, run.engine, kick)
+def stages_of(epochs: int) -> list[tuple[int, int]]:
+    """Training cut in stages, each as long as all before it together: first and last epoch of each."""
+    ends = [FIRST_STAGE]
+    while ends[-1] < epochs:
+        ends.append(2 * ends[-1])
+    return list(pairwise([0, *ends[:-1], epochs]))
 
 
 def arrange(x: np.ndarray, n_layers: int, separate: bool = False) -> tuple[Plan, np.ndarray, np.ndarray]:

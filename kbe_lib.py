@@ -373,14 +373,7 @@ def train(
         objection = kbe_fast.objection(params, data, loss)
         _require(engine == "auto" or objection is None, f"engine 'fast' {objection}; engine 'torch' has no such limit")
         if objection is None:
-
-            def stage(networks: Tensor, params: Params, data: Dataset, epochs: int, checkpoints: list[int]) -> Run:
-                how = step[networks], weight, loss, readout, remedy, jump, checkpoints, workers
-                return kbe_fast.train(params, data, epochs, *how)
-
-            if remedy.adam or remedy.dropout or remedy.label_noise:  # a step depends on more than the state
-                return stage(torch.arange(n_networks), params, data, epochs, checkpoints)
-            return kbe_fast.in_stages(stage, params, data, epochs, checkpoints)
+            return kbe_fast.train(params, data, epochs, step, weight, loss, readout, remedy, jump, checkpoints, workers)
     runs = []
     for start in range(0, n_networks, chunk):
         part = slice(start, start + chunk)

@@ -203,23 +203,35 @@ def test_lanes_and_threads_do_not_change_results():
 
 @pytest.mark.parametrize("n_points", [1, 5])
 @pytest.mark.parametrize("heads", [("mu", "sigma"), ("mu",)])
-def test_leaving_networks_at_rest_behind_changes_no_digit(n_points, heads):
+def test_leaving_networks_at_rest_behind_changes_no_digit(n_points, heads, monkeypatch):
     params, data = problem(40, n_points, heads=heads, dtype=torch.float32)
-    loss, checkpoints, trained = ("squared" if len(heads) == 1 else "gaussian"), [0, 1, 64, 65, 300, 900], []
+    trained, train_lanes = [], kbe_fast.train_lanes
 
-    def stage(networks, params, data, epochs, checkpoints):
-        trained.append(len(networks))
-        how = torch.full((len(networks),), 0.1), 1, loss, "sigmoid", kbe.PLAIN, kbe.JUMP, checkpoints, 1
-        return kbe_fast.train(params, data, epochs, *how)
+    def spy(*arguments):
+        trained.append(len(arguments[-6]))  # its strings, a row for each network
+        train_lanes(*arguments)
 
-    at_once = stage(torch.arange(40), params, data, 1000, checkpoints)
-    run = kbe_fast.in_stages(stage, params, data, 1000, checkpoints)
+    def run(first_stage):
+        monkeypatch.setattr(kbe_fast, "FIRST_STAGE", first_stage)
+        return kbe.train(params, data, epochs=1000, lr=0.1, loss="squared" if len(heads) == 1 else "gaussian",
+                         record=[0, 1, 64, 65, 300, 900])  # fmt: skip
+
+    at_once = run(1000)
+    monkeypatch.setattr(kbe_fast, "train_lanes", spy)
+    staged = run(64)
     if len(heads) == 2:
         assert trained[-1] < 20  # more than half of the networks are at rest, so there is something to compare
-    for whole, staged in zip(at_once, run, strict=True):
+    for whole, part in zip(at_once, staged, strict=True):
         if isinstance(whole, torch.Tensor):
-            assert torch.equal(whole, staged)
-    assert all(torch.equal(value, run.params[name]) for name, value in at_once.params.items())
+            assert torch.equal(whole, part)
+    assert all(torch.equal(value, staged.params[name]) for name, value in at_once.params.items())
+
+
+def test_stages():
+    assert kbe_fast.stages_of(0) == [(0, 0)]
+    assert kbe_fast.stages_of(64) == [(0, 64)]
+    assert kbe_fast.stages_of(65) == [(0, 64), (64, 65)]
+    assert kbe_fast.stages_of(1000) == [(0, 64), (64, 128), (128, 256), (256, 512), (512, 1000)]
 
 
 def test_training_on_continues_exactly():
