@@ -177,16 +177,22 @@ def constant(typing_context, value, like):
     return like(value, like), generate
 
 
-@intrinsic
-def square_root(typing_context, x):
-    """The square root of a vector."""
+def _lane_by_lane(name: str):
+    """LLVM's own function of that name, of a vector."""
 
-    def generate(context, builder, signature, values):
-        kind = ir.FunctionType(values[0].type, [values[0].type])
-        name = f"llvm.sqrt.v{x.width}f{x.dtype.bitwidth}"
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
+    @intrinsic
+    def function(typing_context, x):
+        def generate(context, builder, signature, values):
+            kind = ir.FunctionType(values[0].type, [values[0].type])
+            overloaded = f"llvm.{name}.v{x.width}f{x.dtype.bitwidth}"
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, overloaded), values)
 
-    return x(x), generate
+        return x(x), generate
+
+    return function
+
+
+square_root, absolute = _lane_by_lane("sqrt"), _lane_by_lane("fabs")
 
 
 @intrinsic
@@ -251,11 +257,6 @@ def log_of_1_plus(u):
     """log(1 + u) for 0 <= u <= 1 as 2 artanh(u / (2 + u)), whose series converges like 9^-n."""
     s = u / (u + 2.0)
     return 2.0 * s * polynomial(s * s, ARTANH)
-
-
-@kernel_part
-def absolute(z):
-    return where(z < 0.0, 0.0 - z, z)
 
 
 @kernel_part
@@ -533,24 +534,30 @@ def read_out(plan, memory, count, epoch, readouts, rule, judged):
     d_node[:] = 0
     for s in range(S):
         left, right = plan.ends[s, 0] * H, plan.ends[s, 1] * H
-        # how many labels 0 and 1 mu learns from here, and sigma
-        m0, m1, s0, s1 = load(count, s), load(count, S + s), load(count, 2 * S + s), load(count, 3 * S + s)
-        n = m0 + m1 + s0 + s1
+        m0, m1 = load(count, s), load(count, S + s)  # how many labels 0 and 1 mu learns from here
+        s0, s1 = m0, m1  # and sigma
+        n = m0 + m1
+        if len(count) > 2 * S:
+            s0, s1 = load(count, 2 * S + s), load(count, 3 * S + s)
+            n = n + (s0 + s1)
         mu, d_mu, _, _ = read(load(node, left) + load(node, right), readouts[0])
         sigma, d_sigma, d_log_sigma, inverse = mu, mu, mu, mu
+        change = mu
         if judged:
-            change = where(0.0 < n, mu - load(output, before + s * H), 0.0)
+            change = mu - load(output, before + s * H)
             store(output, now + s * H, mu)
-            poison = poison + (change - change)
-            moved = larger(moved, absolute(change))
+        not_finite, change = change - change, absolute(change)
         if H == 2:
             z = load(node, left + 1) + load(node, right + 1)
             sigma, d_sigma, d_log_sigma, inverse = read_sigma(z, readouts[1], rule.floor)
             if judged:
-                change = where(0.0 < n, sigma - load(output, before + s * H + 1), 0.0)
+                change_of_sigma = sigma - load(output, before + s * H + 1)
                 store(output, now + s * H + 1, sigma)
-                poison = poison + (change - change)
-                moved = larger(moved, absolute(change))
+                not_finite = not_finite + (change_of_sigma - change_of_sigma)
+                change = larger(change, absolute(change_of_sigma))
+        if judged:
+            moved = larger(moved, where(0.0 < n, change, 0.0))
+            poison = poison + where(0.0 < n, not_finite, 0.0)
         by_mu0, by_z0 = slopes(mu, sigma, inverse, d_sigma, d_log_sigma, rule.loss, rule.first, rule.second)
         by_mu1, by_z1 = slopes(mu - 1.0, sigma, inverse, d_sigma, d_log_sigma, rule.loss, rule.first, rule.second)
         # a label that does not occur counts as 0 also where its slope overflows
