@@ -309,7 +309,8 @@ def read(z, readout):
         e, _ = exponential(0.0 - z)
         inverse = e + 1.0
         value = 1.0 / inverse
-        return value, value * (1.0 - value), e * value, inverse  # 1 - value as torch rounds it
+        rest = 1.0 - value  # as torch rounds it
+        return value, value * rest, where(z < 0.0, rest, e * value), inverse
     if readout == SOFTPLUS:
         e, _ = exponential(where(z < 0.0, z, 0.0 - z))
         value = where(z < 0.0, 0.0, z) + log_of_1_plus(e)

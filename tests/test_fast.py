@@ -201,6 +201,27 @@ def test_lanes_and_threads_do_not_change_results():
         assert all(torch.equal(some.params[name], whole.params[name][part]) for name in params)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "logits"),
+    [
+        (torch.float32, [-40, -87, -87.6, -87.9, -90, -200]),  # 1 / sigma overflows near -88.5
+        (torch.float64, [-400, -708, -708.6, -708.9, -711, -2000]),  # and near -709.5
+    ],
+)
+def test_sigma_falls_to_its_last_number(dtype, logits):
+    # Where mu is its label to the last bit, the loss is log sigma alone, and sigma's logit falls by lr in an epoch, also
+    # where sigma is no longer a normal number; where 1 / sigma overflows the state is not finite.
+    params, data = problem(len(logits), 1, dtype=dtype)
+    params = {name: torch.zeros_like(value) for name, value in params.items()}
+    params["mu.bias"][:] = 60
+    params["sigma.bias"][:, 0] = torch.tensor(logits, dtype=dtype)
+    reference, fast = both(params, data._replace(y=torch.ones_like(data.y)), epochs=3, lr=0.125)
+    assert fast.frozen_at.tolist() == reference.frozen_at.tolist() == [torch.inf] * 4 + [1, 1]
+    for run in (reference, fast):  # subtracting 1/8 rounds at most at the last place of the logit
+        moved = (run.params["sigma.bias"] - params["sigma.bias"])[:4, 0]
+        torch.testing.assert_close(moved, torch.full_like(moved, -0.375), rtol=0, atol=3e-5)
+
+
 @pytest.mark.parametrize("n_points", [1, 5])
 @pytest.mark.parametrize("heads", [("mu", "sigma"), ("mu",)])
 def test_leaving_networks_at_rest_behind_changes_no_digit(n_points, heads, monkeypatch):
