@@ -479,6 +479,13 @@ class Memory(NamedTuple):
 
 
 @kernel_part
+def clear(array, first, end):
+    """array[first:end] = 0; a loop, as below, because slices take long to compile."""
+    for row in range(first, end):
+        store(array, row, constant(0.0, load(array, row)))
+
+
+@kernel_part
 def forward(net, plan, memory, channels):
     """Units layer by layer."""
     h, slope, tap = memory.h, memory.slope, memory.tap
@@ -532,7 +539,7 @@ def read_out(plan, memory, count, epoch, readouts, rule, judged):
     now, before = epoch % 2 * S * H, (epoch + 1) % 2 * S * H
     moved = constant(0.0, load(memory.moved, 0))
     poison = moved
-    d_node[:] = 0
+    clear(d_node, 0, len(d_node))
     for s in range(S):
         left, right = plan.ends[s, 0] * H, plan.ends[s, 1] * H
         m0, m1 = load(count, s), load(count, S + s)  # how many labels 0 and 1 mu learns from here
@@ -593,7 +600,7 @@ def drop(plan, memory, channels, key, rule):
 def count_labels(count, string, label, share, key, rule):
     """How often each string has either label; each label turned over with the probability of label noise."""
     S = len(count) // 4
-    count[:] = 0
+    clear(count, 0, len(count))
     for lane in range(len(string)):
         for i in range(string.shape[1]):
             y = label[lane, i]
@@ -610,7 +617,7 @@ def backward(net, gradient, plan, memory, channels, heads, detached):
     C, H = len(channels), len(heads)
     n_layers = len(plan.first) - 2
     zero = constant(0.0, load(memory.moved, 0))
-    d_h[plan.first[n_layers] * C :] = 0
+    clear(d_h, plan.first[n_layers] * C, len(d_h))
     for j in range(len(plan.position) - 1, -1, -1):
         p = plan.position[j]
         for q in range(plan.start[j], plan.start[j + 1]):
@@ -634,7 +641,7 @@ def backward(net, gradient, plan, memory, channels, heads, detached):
         store(gradient.head_bias, head, load(d_node, head))
     for layer in range(n_layers - 1, -1, -1):
         below, here, above = plan.first[layer], plan.first[layer + 1], plan.first[layer + 2]
-        d_tap[: here * 3 * C] = 0
+        clear(d_tap, 0, here * 3 * C)
         for u in range(here, above):
             for c in range(C):
                 d_z = load(d_h, u * C + c) * load(slope, u * C + c)
@@ -703,12 +710,11 @@ def step(net, gradient, previous, moments, sigma_head, rate, epoch, rule, n_poin
 
 
 @njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
-def train_lanes(net, gradient, previous, moments, plan, memory, count, label, share, sigma_head, rate, networks, epochs,
-                channels, readouts, rule, checkpoints, string, mu, sigma, failed_at, frozen_at, kick):  # fmt: skip
+def train_lanes(net, gradient, previous, moments, plan, memory, count, label, share, sigma_head, rate, networks, key,
+                epochs, channels, readouts, rule, checkpoints, string, mu, sigma, failed_at, frozen_at, kick):  # fmt: skip
     """Train one network per lane through all epochs, writing what `kbe_lib.Run` holds into the last arguments."""
     kept = 0
     poison = constant(0.0, load(rate, 0))
-    key = np.zeros(len(networks), np.uint64)
     for epoch in range(epochs + 1):
         forward(net, plan, memory, channels)
         sum_up(net, plan, memory, channels, readouts)
@@ -722,7 +728,7 @@ def train_lanes(net, gradient, previous, moments, plan, memory, count, label, sh
             store(memory.poison, 0, load(memory.poison, 0) + poison)
             judge(net, previous, memory, rate, epoch, rule.jump, failed_at, frozen_at, kick)
         if kept < len(checkpoints) and epoch == checkpoints[kept]:
-            record(memory.output, epoch % 2 * len(plan.ends), len(readouts), string, mu[:, kept], sigma[:, kept])
+            record(memory.output, epoch % 2 * len(plan.ends), len(readouts), string, mu, sigma, kept)
             kept += 1
         if epoch < epochs:
             if rule.dropout > 0.0:
@@ -746,21 +752,21 @@ def judge(net, previous, memory, rate, epoch, jump, failed_at, frozen_at, kick):
         if not finite:
             frozen_at[lane] = min(frozen_at[lane], epoch)
             rate[0, lane] = 0
-            for j in range(len(previous)):  # loops, because slices take a second longer to compile
+            for j in range(len(previous)):
                 net.flat[j, lane] = previous[j, lane]
             for j in range(size):
                 memory.output[now + j, lane] = memory.output[before + j, lane]
 
 
 @kernel_part
-def record(output, first, n_heads, string, mu, sigma):
-    """Outputs of the strings, (S H, lanes) after the first, to those of every network's own points, (lanes, N)."""
+def record(output, first, n_heads, string, mu, sigma, kept):
+    """Outputs of the strings, (S H, lanes) after the first, to those of every network's own points, (lanes, T, N)."""
     for lane in range(string.shape[0]):
         for point in range(string.shape[1]):
             row = (first + string[lane, point]) * n_heads
-            mu[lane, point] = output[row, lane]
+            mu[lane, kept, point] = output[row, lane]
             if n_heads == 2:
-                sigma[lane, point] = output[row + 1, lane]
+                sigma[lane, kept, point] = output[row + 1, lane]
 
 
 # ------------------------------------------------------------------------------------------------------ the engine
@@ -866,11 +872,11 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
             rate = np.zeros((1, width), dtype)
             rate[0, :size] = rates[block]
             failed, frozen = np.full((2, width), np.inf, dtype)
-            kicks = np.zeros(width, dtype)
+            kicks, key = np.zeros(width, dtype), np.zeros(width, np.uint64)
             outputs = np.empty((2, size, len(recorded), n_points), dtype)
             train_lanes(
                 net, gradient, previous.flat, moments, plan, memory, count, labels[block], share,
-                sigma_head, rate, np.resize(block, width).astype(np.uint64), end - start, channels, readouts, rule,
+                sigma_head, rate, np.resize(block, width).astype(np.uint64), key, end - start, channels, readouts, rule,
                 recorded, string[block], *outputs, failed, frozen, kicks,
             )  # fmt: skip
             everyone.flat[:, block] = net.flat[:, :size]
