@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
@@ -63,13 +64,17 @@ def figure(rows: int = 1, columns: int = 1, width: float = 7.0, height: float | 
 
 def _png(fig: Figure, colors: int | None = None) -> bytes:
     """The figure as a picture with two pixels per point of the page, and closed; with few colours, a third the size."""
-    buffer, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=2 * fig.dpi, pil_kwargs={"compress_level": 6 if colors is None else 1})
+    fig.set_dpi(2 * fig.dpi)
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()  # once, where `savefig` draws a second time to learn the layout
     plt.close(fig)
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    buffer = io.BytesIO()
     if colors is None:
-        return buffer.getvalue()
-    Image.open(buffer).convert("RGB").quantize(colors).save(small, format="png", optimize=True)
-    return small.getvalue()
+        picture.save(buffer, format="png")
+    else:
+        picture.quantize(colors).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
 
 
 class show:
