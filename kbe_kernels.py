@@ -83,7 +83,8 @@ def line_product(x: Tensor, v: Tensor, beta: float = 1.0) -> Tensor:
 
 def line_average(x: Tensor, y: Tensor, alpha: float) -> Tensor:
     """The local average of eq. 20 with inverse length alpha in O(N): `kbe_lib.local_average` on a sorted line."""
-    return line_product(x, y, alpha) / line_product(x, torch.ones_like(x), alpha)
+    _, r, rows = _gaps(x, y, alpha)
+    return torch.from_numpy(_product(r, rows) / _product(r, np.ones((1, len(x))))).reshape(y.shape)
 
 
 def line_solve(x: Tensor, b: Tensor, shift: float = 0.0, beta: float = 1.0) -> Tensor:
