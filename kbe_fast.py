@@ -597,9 +597,9 @@ def drop(plan, memory, channels, key, rule):
 
 
 @kernel_part
-def count_labels(count, string, label, share, key, rule):
+def count_labels(plan, count, string, label, share, key, rule):
     """How often each string has either label; each label turned over with the probability of label noise."""
-    S = len(count) // 4
+    S = len(plan.ends)
     clear(count, 0, len(count))
     for lane in range(len(string)):
         for i in range(string.shape[1]):
@@ -607,7 +607,8 @@ def count_labels(count, string, label, share, key, rule):
             if uniform(key[lane], i) < rule.label_noise:
                 y = 1 - y
             count[y * S + string[lane, i], lane] += share[0, i]
-            count[(2 + y) * S + string[lane, i], lane] += share[1, i]
+            if len(count) > 2 * S:
+                count[(2 + y) * S + string[lane, i], lane] += share[1, i]
 
 
 @kernel_part
@@ -722,7 +723,7 @@ def train_lanes(net, gradient, previous, moments, plan, memory, count, label, sh
             for lane in range(len(key)):
                 key[lane] = scramble(scramble(rule.seed, networks[lane]), np.uint64(epoch))
         if epoch == 0 or rule.label_noise > 0.0:
-            count_labels(count, string, label, share, key, rule)
+            count_labels(plan, count, string, label, share, key, rule)
         read_out(plan, memory, count, epoch, readouts, rule, True)
         if epoch > 0:
             store(memory.poison, 0, load(memory.poison, 0) + poison)
@@ -861,7 +862,7 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
         net, gradient, previous = (new_net(width=width) for _ in range(3))
         memory = empty_memory(plan, n_channels, len(heads), width, dtype)
         moments = aligned_zeros(2 * len(net.flat) if remedy.adam else 0, width, dtype)
-        count = aligned_zeros(4 * len(plan.ends), width, dtype)
+        count = aligned_zeros((4 if held else 2) * len(plan.ends), width, dtype)
         now, later = np.nonzero((at >= start) & (at <= end))[0], np.nonzero(at > end)[0]
         recorded = np.union1d(at[now], end) - start
         for block in blocks:
