@@ -711,8 +711,9 @@ def step(net, gradient, previous, moments, sigma_head, rate, epoch, rule, n_poin
 
 
 @njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
-def train_lanes(net, gradient, previous, moments, plan, memory, count, label, share, sigma_head, rate, networks, key,
-                epochs, channels, readouts, rule, checkpoints, string, mu, sigma, failed_at, frozen_at, kick):  # fmt: skip
+def train_lanes(net, gradient, previous, moments, plan, memory, count, label, share, sigma_head, rate, networks,
+                key, epochs, channels, readouts, rule, checkpoints, string, mu, sigma, failed_at, frozen_at,
+                kick):  # fmt: skip
     """Train one network per lane through all epochs, writing what `kbe_lib.Run` holds into the last arguments."""
     kept = 0
     poison = constant(0.0, load(rate, 0))

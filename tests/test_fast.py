@@ -209,8 +209,8 @@ def test_lanes_and_threads_do_not_change_results():
     ],
 )
 def test_sigma_falls_to_its_last_number(dtype, logits):
-    # Where mu is its label to the last bit, the loss is log sigma alone, and sigma's logit falls by lr in an epoch, also
-    # where sigma is no longer a normal number; where 1 / sigma overflows the state is not finite.
+    # Where mu is its label to the last bit, the loss is log sigma alone, and sigma's logit falls by lr in an epoch,
+    # also where sigma is no longer a normal number; where 1 / sigma overflows the state is not finite.
     params, data = problem(len(logits), 1, dtype=dtype)
     params = {name: torch.zeros_like(value) for name, value in params.items()}
     params["mu.bias"][:] = 60
