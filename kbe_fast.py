@@ -226,7 +226,7 @@ def _exponential_of_lanes(z):
     ln2 = 0.693359375 if single else 0.6931471803691238
     rest = -2.12194440054690583e-4 if single else 1.9082149292705877e-10
     # (exp(r) - 1) / r at |r| <= ln(2) / 2: Taylor's series written in Chebyshev polynomials and cut there; what is cut
-    # is below a fifth of a unit of the last place, of Taylor's own it would take two terms more
+    # is below a fifth of a unit of the last place; of Taylor's own it would take one term more, or two
     powers = (math.log(2) / 2) ** np.arange(20)
     taylor = powers / [math.factorial(n + 1) for n in range(20)]
     series = tuple((cheb2poly(poly2cheb(taylor)[:terms]) / powers[:terms]).tolist())
@@ -896,6 +896,8 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
     with ThreadPoolExecutor(workers, initializer=torch.set_flush_denormal, initargs=(True,)) as pool:
         for start, end in stages:
             moving = np.nonzero(~at_rest)[0]
+            if not len(moving):
+                break
             cuts = range(width, len(moving), width)
             blocks = iter(np.split(moving, cuts))  # one for all threads: each takes the next block when it is free
             jobs = [pool.submit(train_blocks, blocks, start, end) for _ in range(min(workers, len(cuts) + 1))]

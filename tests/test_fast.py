@@ -248,6 +248,17 @@ def test_leaving_networks_at_rest_behind_changes_no_digit(n_points, heads, monke
     assert all(torch.equal(value, staged.params[name]) for name, value in at_once.params.items())
 
 
+def test_where_all_are_at_rest_training_ends(monkeypatch):
+    params, data = problem(20, 5)
+    params["mu.bias"][:], params["mu.weight"][:] = 800, 0  # a sigmoid that is 1 to the last bit, its slope 0
+    calls, train_lanes = [], kbe_fast.train_lanes
+    monkeypatch.setattr(kbe_fast, "train_lanes", lambda *arguments: (calls.append(1), train_lanes(*arguments)))
+    params = {name: value for name, value in params.items() if not name.startswith("sigma")}
+    run = kbe.train(params, data, epochs=10**7, loss="squared", record=[0, 10**6])
+    assert len(calls) == 3  # one for each block of the first stage
+    assert torch.equal(run.mu, torch.ones_like(run.mu))
+
+
 def test_stages():
     assert kbe_fast.stages_of(0) == [(0, 0)]
     assert kbe_fast.stages_of(64) == [(0, 64)]
