@@ -229,7 +229,7 @@ def test_leaving_networks_at_rest_behind_changes_no_digit(n_points, heads, monke
     trained, train_lanes = [], kbe_fast.train_lanes
 
     def spy(*arguments):
-        trained.append(len(arguments[-6]))  # its strings, a row for each network
+        trained.append((arguments[13], len(arguments[-6])))  # epochs, and rows of strings: one for each network
         train_lanes(*arguments)
 
     def run(first_stage):
@@ -241,7 +241,9 @@ def test_leaving_networks_at_rest_behind_changes_no_digit(n_points, heads, monke
     monkeypatch.setattr(kbe_fast, "train_lanes", spy)
     staged = run(64)
     if len(heads) == 2:
-        assert trained[-1] < 20  # more than half of the networks are at rest, so there is something to compare
+        moving = sum(n_networks for n_epochs, n_networks in trained if n_epochs == 1000 - 512)  # in the last stage
+        assert trained[:3] == [(64, 16), (64, 16), (64, 8)]
+        assert moving < 20  # more than half of the networks are at rest, so there is something to compare
     for whole, part in zip(at_once, staged, strict=True):
         if isinstance(whole, torch.Tensor):
             assert torch.equal(whole, part)
