@@ -27,6 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 import kbe_ledger  # noqa: E402, found only now that the checkout is on the path
 
+CLAIMS = ROOT / "book" / "claims.yml"
+FACTS = ROOT / "_build" / "facts.json"
 WHAT_CHAPTERS_USE = ("kbe_*.py", "constraints.txt", "book/claims.yml", "benchmarks/results.json")
 
 
@@ -50,6 +52,20 @@ def prepare_execution(app, config):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def read_chapters(app):
+    """The chapters as their Markdown files hold them, read once in a build."""
+    pairs = sorted((ROOT / "book").glob("*.ipynb"))
+    app.kbe_chapters = {pair.stem: myst_nb_reader_plugin(str(pair.with_suffix(".md"))) for pair in pairs}
+
+
+def cached_record(app, chapter):
+    """The cache's record of a chapter's execution, or None."""
+    try:
+        return get_cache(app.config.nb_execution_cache_path).match_cache_notebook(app.kbe_chapters[chapter])
+    except KeyError:
+        return None
+
+
 def execute_in_parallel(app):
     """Fill the cache on all cores; the build then finds every chapter there, and reports those that failed.
 
@@ -57,36 +73,45 @@ def execute_in_parallel(app):
     the end.
     """
     cache = get_cache(app.config.nb_execution_cache_path)
-    pairs = sorted((ROOT / "book").glob("*.ipynb"), key=lambda pair: -pair.stat().st_size)
-    chapters = [str(pair.with_suffix(".md")) for pair in pairs]
-    for chapter in chapters:
-        cache.add_nb_to_project(chapter, read_data={"name": "myst_nb_md", "type": "plugin"})
+    missing = [chapter for chapter in app.kbe_chapters if cached_record(app, chapter) is None]
+    paths = [str(ROOT / "book" / f"{chapter}.md") for chapter in missing]
+    paths.sort(key=lambda path: -Path(path).stat().st_size)
+    for path in paths:
+        cache.add_nb_to_project(path, read_data={"name": "myst_nb_md", "type": "plugin"})
 
-    def execute(chapter):
+    def execute(path):
         executor = load_executor("local-serial", cache)
-        executor.run_and_cache(filter_uris=[chapter], timeout=app.config.nb_execution_timeout)
+        executor.run_and_cache(filter_uris=[path], timeout=app.config.nb_execution_timeout)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each chapter has a kernel, that is a process, of its own
-        list(pool.map(execute, chapters))
+        list(pool.map(execute, paths))
 
 
 def collect_records(app):
     """What the chapters' executed cells left: records for the pages of verdicts and equations, texts of pictures."""
     cache = get_cache(app.config.nb_execution_cache_path)
     app.kbe_records, app.kbe_texts = [], {}
-    for pair in sorted((ROOT / "book").glob("*.ipynb")):
-        try:
-            record = cache.match_cache_notebook(myst_nb_reader_plugin(str(pair.with_suffix(".md"))))
-        except KeyError:  # the chapter has failed; the build reports it
+    for chapter in app.kbe_chapters:
+        record = cached_record(app, chapter)
+        if record is None:  # the chapter has failed; the build reports it
             continue
         cells = cache.get_cache_bundle(record.pk).nb.cells
         for output in (output for cell in cells for output in cell.get("outputs", [])):
             metadata = output.get("metadata", {})
             if kbe_ledger.RECORD in metadata:
-                app.kbe_records.append(dict(metadata[kbe_ledger.RECORD], page=pair.stem))
+                app.kbe_records.append(dict(metadata[kbe_ledger.RECORD], page=chapter))
             if "alt" in metadata.get("image/png", {}):
                 picture = a2b_base64(output["data"]["image/png"])
                 app.kbe_texts[hashlib.sha256(picture).hexdigest()] = metadata["image/png"]["alt"]
+    write_facts(app)
+
+
+def write_facts(app):
+    """Keep in a file, touched only when they change, what the pages with tables depend on beside their text."""
+    facts = {"published at": app.config.ogp_site_url, "repository": repository_url(), "records": app.kbe_records}
+    text = json.dumps(facts, ensure_ascii=False, indent=1)
+    if not FACTS.exists() or FACTS.read_text(encoding="utf-8") != text:
+        FACTS.write_text(text, encoding="utf-8")
 
 
 def describe_pictures(app, doctree):
@@ -98,10 +123,11 @@ def describe_pictures(app, doctree):
 
 
 class Table(SphinxDirective):
-    """A table made of executed results, made again in every build."""
+    """A table made of executed results, made again when they change."""
 
     def run(self):
-        self.env.note_reread()
+        for path in (FACTS, CLAIMS):
+            self.env.note_dependency(str(path))
         node = nodes.container(classes=[f"kbe-{self.name}"])
         lines = list(self.lines(self.env.app.kbe_records))
         self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, node)
@@ -127,7 +153,7 @@ class Verdicts(Table):
     option_spec: ClassVar[dict] = {"brief": directives.flag, "count": directives.flag}
 
     def lines(self, records):
-        claims = kbe_ledger.load_claims(ROOT / "book" / "claims.yml")
+        claims = kbe_ledger.load_claims(CLAIMS)
         measured = {record["claim"]: record["result"] for record in records if "claim" in record}
         for name, claim in claims.items():
             if claim["verdict"] != "open" and name not in measured:
@@ -250,6 +276,7 @@ def link_to_repository(app, config):
 def setup(app):
     app.connect("config-inited", prepare_execution)
     app.connect("config-inited", link_to_repository)
+    app.connect("builder-inited", read_chapters, priority=400)
     app.connect("builder-inited", execute_in_parallel)
     app.connect("builder-inited", collect_records, priority=600)
     app.connect("doctree-read", describe_pictures)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import nbformat
 from jupyter_cache import get_cache
-from myst_nb.core.read import myst_nb_reader_plugin
 from sphinx.util import logging
 
 from kbe_book import repository_url
@@ -242,19 +241,22 @@ def take_along(app, page: str, cells: list, url: str | None, address: str) -> nb
     return notebook
 
 
+def note_changes(app, env, pages):
+    app.kbe_pages_read = pages
+
+
 def write_notebooks(app, exception):
-    if exception or app.builder.name != "html":
+    if exception or app.builder.name != "html" or not app.kbe_pages_read:
         return
     url = repository_url()
     cache = get_cache(app.config.nb_execution_cache_path)
     folder = Path(app.outdir) / FOLDER
     folder.mkdir(exist_ok=True)
-    for pair in sorted((ROOT / "book").glob("*.ipynb")):
-        _, executed = cache.merge_match_into_notebook(myst_nb_reader_plugin(str(pair.with_suffix(".md"))))
-        notebook = take_along(
-            app, f"book/{pair.stem}", executed.cells, url, app.config.ogp_site_url.rstrip("/") or ".."
-        )
-        nbformat.write(notebook, folder / pair.name)
+    address = app.config.ogp_site_url.rstrip("/") or ".."
+    for chapter, source in app.kbe_chapters.items():
+        _, executed = cache.merge_match_into_notebook(source)
+        notebook = take_along(app, f"book/{chapter}", executed.cells, url, address)
+        nbformat.write(notebook, folder / f"{chapter}.ipynb")
 
 
 def offer_notebook(app, pagename, templatename, context, doctree):
@@ -281,6 +283,7 @@ def offer_notebook(app, pagename, templatename, context, doctree):
 
 
 def setup(app):
+    app.connect("env-before-read-docs", note_changes)
     app.connect("build-finished", write_notebooks)
     app.connect("html-page-context", offer_notebook, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

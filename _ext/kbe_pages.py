@@ -8,6 +8,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import pybtex.plugin
 from docutils import nodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
@@ -27,7 +28,7 @@ SWITCH_ICON = re.compile(r'(<i class="theme-switch[^>]*?) title="[^"]*"')
 # A script of 1.5 MB that draws twenty icons; kbe.css takes them from the font that the theme has anyway.
 ICON_SCRIPT = re.compile(r'<script defer src="[^"]*fontawesome\.js[^"]*"></script>')
 
-WEIGHTS = "<!-- weights -->"
+WEIGHTS, END = "<!-- weights -->", "<!-- end of weights -->"
 
 ROOT = Path(__file__).resolve().parent.parent
 # The names under which the chapters import the book's modules: kbe is kbe_lib, view is kbe_view.
@@ -87,8 +88,7 @@ class Weights(SphinxDirective):
     """What every page weighs, filled in once all of them are written."""
 
     def run(self):
-        self.env.note_reread()
-        text = f"<p>{WEIGHTS}Weighed when the pages are built: the table is on the page.</p>"
+        text = f"{WEIGHTS}<p>Weighed when the pages are built: the table is on the page.</p>{END}"
         return [nodes.raw("", text, format="html")]
 
 
@@ -108,7 +108,7 @@ def state_weights(app, exception):
     for page in stating:
         text = page.read_text(encoding="utf-8")
         filled = f'<div class="pst-scrollable-table-container">{table}</div>'
-        page.write_text(re.sub(f"<p>{WEIGHTS}.*?</p>", filled, text), encoding="utf-8")
+        page.write_text(re.sub(f"(?<={WEIGHTS}).*?(?={END})", filled, text), encoding="utf-8")
 
 
 def drop_thebe(app, pagename, templatename, context, doctree):
@@ -163,6 +163,8 @@ def complete_single_page(app):
 
 
 def setup(app):
+    # for every citation it reads the lists of all installed packages anew
+    pybtex.plugin.find_plugin = cache(pybtex.plugin.find_plugin)
     app.connect("builder-inited", complete_single_page)
     app.connect("autodoc-process-docstring", read_as_written, priority=400)  # before the sections are found
     app.connect("autodoc-skip-member", skip_fields)
