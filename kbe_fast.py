@@ -19,6 +19,7 @@ import math
 import operator
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -841,7 +842,7 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
         rest = n_points - held
         share[0] = np.where(np.arange(n_points) < rest, n_points / rest, 0)
         share[1] = np.where(np.arange(n_points) < rest, 0, n_points / held)
-    new_net = partial(empty_net, n_layers, n_channels, len(heads), data.x.shape[2], dtype=dtype)
+    new_net = partial(empty_net, n_layers, n_channels, len(heads), data.x.shape[2], dtype=theta.dtype)
     own = new_net(width=1)  # 1 for parameters of sigma's head
     for name, view in by_name(own, heads, n_channels).items():
         view[:] = name.startswith("sigma")
@@ -861,9 +862,9 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
     def train_blocks(blocks: Iterator[np.ndarray], start: int, end: int) -> None:
         """Train blocks of networks from one epoch to another."""
         net, gradient, previous = (new_net(width=width) for _ in range(3))
-        memory = empty_memory(plan, n_channels, len(heads), width, dtype)
-        moments = aligned_zeros(2 * len(net.flat) if remedy.adam else 0, width, dtype)
-        count = aligned_zeros((4 if held else 2) * len(plan.ends), width, dtype)
+        memory = empty_memory(plan, n_channels, len(heads), width, theta.dtype)
+        moments = aligned_zeros(2 * len(net.flat) if remedy.adam else 0, width, theta.dtype)
+        count = aligned_zeros((4 if held else 2) * len(plan.ends), width, theta.dtype)
         now, later = np.nonzero((at >= start) & (at <= end))[0], np.nonzero(at > end)[0]
         recorded = np.union1d(at[now], end) - start
         for block in blocks:
@@ -892,15 +893,17 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
 
     # Where a step depends on more than parameters and data, no network can be known to be at rest.
     stages = [(0, epochs)] if remedy.adam or remedy.dropout or remedy.label_noise else stages_of(epochs)
-    # These threads flush denormal numbers to zero, which are slow and mean nothing here, and end with the training.
-    with ThreadPoolExecutor(workers, initializer=torch.set_flush_denormal, initargs=(True,)) as pool:
+    # This thread works too: one epoch of a few networks takes less than a new thread's start.
+    helpers = ThreadPoolExecutor(max(1, workers - 1), initializer=torch.set_flush_denormal, initargs=(True,))
+    with flushed_denormals(), helpers:
         for start, end in stages:
             moving = np.nonzero(~at_rest)[0]
             if not len(moving):
                 break
             cuts = range(width, len(moving), width)
             blocks = iter(np.split(moving, cuts))  # one for all threads: each takes the next block when it is free
-            jobs = [pool.submit(train_blocks, blocks, start, end) for _ in range(min(workers, len(cuts) + 1))]
+            jobs = [helpers.submit(train_blocks, blocks, start, end) for _ in range(min(workers - 1, len(cuts)))]
+            train_blocks(blocks, start, end)
             for job in jobs:
                 job.result()
     outputs = torch.from_numpy(mu), torch.from_numpy(sigma) if len(heads) == 2 else None
@@ -909,6 +912,17 @@ def train(params: Params, data: Dataset, epochs: int, lr: torch.Tensor, weight: 
         name: torch.from_numpy(np.ascontiguousarray(view).reshape(params[name].shape)) for name, view in views.items()
     }
     return Run(torch.tensor(checkpoints), *outputs, *failures, trained, "fast", torch.from_numpy(kick))
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Denormal numbers, which are slow and mean nothing here, count as zero in this thread; after it as they did."""
+    before = math.ulp(0.0) == 0.0  # the smallest denormal number
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 def stages_of(epochs: int) -> list[tuple[int, int]]:
@@ -936,21 +950,21 @@ def arrange(x: np.ndarray, n_layers: int, separate: bool = False) -> tuple[Plan,
     return direct, np.tile(np.arange(n_points), (n_networks, 1)), x.reshape(n_networks, -1)
 
 
-def aligned_zeros(size: int, width: int, dtype: np.dtype) -> np.ndarray:
+def aligned_zeros(size: int, width: int, dtype: torch.dtype) -> np.ndarray:
     """An array (size, width) of zeros whose rows are registers that lie in one cache line each.
 
     torch begins its memory at multiples of 64 bytes, NumPy at multiples of 16, where every row would lie in two lines.
     """
-    return torch.zeros(size, width, dtype=getattr(torch, dtype.name)).numpy()
+    return torch.zeros(size, width, dtype=dtype).numpy()
 
 
-def empty_net(n_layers: int, n_channels: int, n_heads: int, n_bits: int, width: int, dtype: np.dtype) -> Net:
+def empty_net(n_layers: int, n_channels: int, n_heads: int, n_bits: int, width: int, dtype: torch.dtype) -> Net:
     sizes = [3 * n_layers * n_channels**2, n_layers * n_channels, n_bits * n_heads * n_channels, n_heads]
     flat = aligned_zeros(sum(sizes), width, dtype)
     return Net(flat, *np.split(flat, np.cumsum(sizes)[:-1]))
 
 
-def empty_memory(plan: Plan, n_channels: int, n_heads: int, width: int, dtype: np.dtype) -> Memory:
+def empty_memory(plan: Plan, n_channels: int, n_heads: int, width: int, dtype: torch.dtype) -> Memory:
     unit, tap, node = len(plan.taps) * n_channels, plan.first[-2] * 3 * n_channels, len(plan.unit) * n_heads
     sizes = [unit, unit, unit, tap, tap, node, node, 2 * len(plan.ends) * n_heads, 1, 1]
     return Memory(*(aligned_zeros(size, width, dtype) for size in sizes))

@@ -168,9 +168,9 @@ def _convolution_matrix(weight: Tensor, width: int) -> Tensor:
 
     Written so, M convolutions with different weights are one batched matrix product, far faster than M small ones.
     """
-    # shifts[k, p, q] = 1 where input position p = q + k - 1 feeds output position q through tap k
-    shifts = torch.stack([torch.diag(weight.new_ones(width - abs(1 - k)), 1 - k) for k in range(3)])
-    matrix = torch.einsum("...oik,kpq->...ipoq", weight, shifts)
+    # shifts[p, k, q] = 1 where input position p = q + k - 1 feeds output position q through tap k
+    shifts = torch.eye(width + 2, dtype=weight.dtype, device=weight.device)[1:-1].unfold(1, width, 1)
+    matrix = torch.einsum("...oik,pkq->...ipoq", weight, shifts)
     return matrix.flatten(-4, -3).flatten(-2, -1)
 
 
@@ -585,7 +585,8 @@ def _jacobian(params: Params, x: Tensor, readout: Readout | None) -> Tensor:
         windows = F.pad(windows, (0, 0, 0, 1), value=1.0)  # what weights and bias multiply, (M, N, 3 C + 1, b)
         by_channel = d_z.unflatten(-1, (-1, x.shape[-1]))  # (M, N, H, C, b)
         blocks.append((by_channel.flatten(2, 3) @ windows.mT).view(*slope.shape[:3], -1))
-        d_h = (d_z.flatten(1, 2) @ matrix.mT).unflatten(1, d_z.shape[1:3])
+        if below is not x:  # nothing asks for the derivative by the inputs
+            d_h = (d_z.flatten(1, 2) @ matrix.mT).unflatten(1, d_z.shape[1:3])
     return torch.cat(blocks[::-1], dim=-1)
 
 
@@ -603,7 +604,7 @@ def hamming(x1: Tensor, x2: Tensor | None = None) -> Tensor:
         f"x1 and x2 must have the same number of bits, got {x1.shape[-1]} and {x2.shape[-1]}",
     )
     leading(x1=x1.shape[:-2], x2=x2.shape[:-2])
-    return (x1.unsqueeze(-2) != x2.unsqueeze(-3)).sum(-1).to(x1.dtype)
+    return torch.cdist(x1.double(), x2.double(), p=0).to(x1.dtype)
 
 
 def _check_distance(distance: Tensor) -> None:

@@ -219,8 +219,8 @@ def bench_memory() -> dict[str, float]:
     strings = np.arange(256)[:, None] >> np.arange(7, -1, -1) & 1
     for name in FORMATS:
         width = kbe_fast.REGISTER // np.dtype(name).itemsize
-        memory = kbe_fast.empty_memory(kbe_fast.make_plan(strings, 3), 3, 2, width, np.dtype(name))
-        net = kbe_fast.empty_net(3, 3, 2, 8, width, np.dtype(name))
+        memory = kbe_fast.empty_memory(kbe_fast.make_plan(strings, 3), 3, 2, width, getattr(torch, name))
+        net = kbe_fast.empty_net(3, 3, 2, 8, width, getattr(torch, name))
         result[name] = (sum(part.nbytes for part in memory) + 3 * net.flat.nbytes) / width / 1024
     return result
 

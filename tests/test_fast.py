@@ -284,7 +284,17 @@ def test_arguments_are_left_alone_and_denormals_too():
     before = {name: value.clone() for name, value in params.items()}
     kbe.train(params, data, epochs=5)
     assert all(torch.equal(params[name], before[name]) for name in params)
-    assert float(torch.tensor(1e-310, dtype=torch.float64) * 1) > 0
+    denormal = torch.tensor(1e-310, dtype=torch.float64)
+    assert float(denormal * 1) > 0
+    torch.set_flush_denormal(True)
+    try:
+        kbe.train(params, data, epochs=5)
+        assert float(denormal * 1) == 0  # what a user has set stays
+    finally:
+        torch.set_flush_denormal(False)
+    with pytest.raises(KeyError), kbe_fast.flushed_denormals():
+        raise KeyError
+    assert float(denormal * 1) > 0
 
 
 def test_distinct_units_of_eight_bits():
