@@ -1,5 +1,6 @@
 """What the book is made from: a cache that notices the helpers, tables of executed results, links to the repository."""
 
+import gc
 import hashlib
 import json
 import math
@@ -274,6 +275,8 @@ def link_to_repository(app, config):
 
 
 def setup(app):
+    # Sphinx makes a million nodes that live to the end; to look among them for garbage takes a sixth of its time
+    gc.set_threshold(100_000, 20, 100)
     app.connect("config-inited", prepare_execution)
     app.connect("config-inited", link_to_repository)
     app.connect("builder-inited", read_chapters, priority=400)
