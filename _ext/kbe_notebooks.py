@@ -241,16 +241,19 @@ def take_along(app, page: str, cells: list, url: str | None, address: str) -> nb
     return notebook
 
 
-def note_changes(app, env, pages):
-    app.kbe_pages_read = pages
+def up_to_date(app, folder: Path) -> bool:
+    """Whether all notebooks were written after any page was last read; numbers of figures come from other pages."""
+    written = [path.stat().st_mtime for path in folder.glob("*.ipynb")]
+    read = (path.stat().st_mtime for path in Path(app.doctreedir).rglob("*.doctree"))
+    return len(written) == len(app.kbe_chapters) and min(written) > max(read)
 
 
 def write_notebooks(app, exception):
-    if exception or app.builder.name != "html" or not app.kbe_pages_read:
+    folder = Path(app.outdir) / FOLDER
+    if exception or app.builder.name != "html" or up_to_date(app, folder):
         return
     url = repository_url()
     cache = get_cache(app.config.nb_execution_cache_path)
-    folder = Path(app.outdir) / FOLDER
     folder.mkdir(exist_ok=True)
     address = app.config.ogp_site_url.rstrip("/") or ".."
     for chapter, source in app.kbe_chapters.items():
@@ -283,7 +286,6 @@ def offer_notebook(app, pagename, templatename, context, doctree):
 
 
 def setup(app):
-    app.connect("env-before-read-docs", note_changes)
     app.connect("build-finished", write_notebooks)
     app.connect("html-page-context", offer_notebook, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
