@@ -567,7 +567,8 @@ def _large(shape: tuple[int, ...], like: Tensor) -> Tensor:
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
     """a b into out; on a CPU by NumPy, a sixth faster here: its library computes one half of a a^T and copies it."""
     if out.device.type == "cpu":
-        np.matmul(a.numpy(), b.numpy(), out=out.numpy())
+        with np.errstate(over="ignore", invalid="ignore"):  # of networks that have diverged
+            np.matmul(a.numpy(), b.numpy(), out=out.numpy())
     else:
         torch.matmul(a, b, out=out)
 

@@ -98,3 +98,12 @@ def test_hamming_and_exponential_kernel():
         kbe.hamming(x, kbe.all_inputs(4))
     with pytest.raises(ValueError, match="same number of bits, got 3 and 4"):
         kbe.hamming(torch.zeros(2, 5, 3), torch.zeros(2, 6, 4))
+
+
+def test_networks_that_have_diverged_are_no_reason_to_warn(generator, recwarn):
+    params = kbe.init_networks(2, generator=generator)
+    params["conv2.weight"][0] *= 1e200
+    theta = kbe.empirical_ntk(params, kbe.all_inputs(), readout=None)
+    assert not theta[0].isfinite().all()
+    assert theta[1].isfinite().all()
+    assert not recwarn
