@@ -18,7 +18,7 @@ setup: .venv/installed  ## the virtual environment, with the pinned packages
 
 # LOCKED=1 installs what requirements.lock names, each file checked against its hash (Linux on x86-64, Python 3.11).  PyTorch is
 # left out of it: its CPU and CUDA builds carry one version number and different hashes.
-.venv/installed: requirements.txt requirements-run.txt constraints.txt requirements.lock pyproject.toml
+.venv/installed: requirements.txt requirements-run.txt constraints.txt requirements.lock pyproject.toml _ext/ipython_kernel_config.py
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 ifdef LOCKED
@@ -28,6 +28,7 @@ ifdef LOCKED
 else
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 endif
+	mkdir -p .venv/etc/ipython && cp _ext/ipython_kernel_config.py .venv/etc/ipython
 	touch $@
 
 book: .venv/installed  ## execute every chapter and build the pages, strictly
